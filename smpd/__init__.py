@@ -1,0 +1,1 @@
+"""The SMP relay: `twistd smpd` runs it, `smpctl` looks after it."""

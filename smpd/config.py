@@ -1,0 +1,294 @@
+"""The relay's configuration: INI text to typed settings.
+
+Sections and keys are the fields below, with the reference's values as defaults
+(docs/spec/smp-server.md §2, §6, §7; smp-ops.md §4). `etc/smpd.ini` and
+smpd.ini(5) document them for whoever runs a relay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from smpd.ini import (
+    ConfigurationError,
+    Document,
+    Fault,
+    Kind,
+    Refused,
+    on_off,
+    one_of,
+    optional,
+    quoted,
+    seconds,
+    section_class,
+    setting,
+    whole_number,
+    words,
+)
+
+DEFAULT_PATH = Path("/etc/smpd/smpd.ini")
+DEFAULT_PORT = 5223
+"""The port of an address that names none (smp-wire.md §13)."""
+
+LEAST_VERSION = 6
+MOST_VERSION = 18
+
+_LONGEST = 1e9
+"""No interval is longer: about 31 years, in seconds."""
+_SHORTEST = 0.01
+
+
+def _endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
+    """Kind, arguments and named arguments of an endpoint description, escapes resolved."""
+    parts: list[list[str]] = [[""]]
+    characters = iter(description)
+    for character in characters:
+        if character == ":":
+            parts.append([""])
+        elif character == "=" and len(parts[-1]) == 1:
+            parts[-1].append("")
+        else:
+            if character == "\\":
+                character = next(characters, "")
+            parts[-1][-1] += character
+    arguments = [part[0] for part in parts if len(part) == 1]
+    named = {part[0]: part[1] for part in parts if len(part) == 2}
+    return (arguments[0] if arguments else "", arguments[1:], named)
+
+
+_ENDPOINT = (
+    "Twisted endpoint descriptions such as tcp:5223, tcp:5223:interface=\\:\\: "
+    "or unix:/run/smpd.sock:mode=600"
+)
+
+
+def _endpoint(description: str) -> str:
+    """A description of where to listen; how far it is right is seen when it listens."""
+    kind, arguments, named = _endpoint_parts(description)
+    if kind in ("ssl", "tls"):
+        raise Refused((quoted(description), "tcp instead, since the relay does TLS itself"))
+    if not kind or not (arguments or named) or "" in (*arguments, *named, *named.values()):
+        raise Refused((quoted(description), None))
+    if kind in ("tcp", "tcp6"):
+        port = arguments[0] if arguments else named.get("port", "")
+        try:
+            whole_number(0, 65535).read(port)
+        except Refused:
+            raise Refused((quoted(description), "a port from 0 to 65535 after tcp:")) from None
+    return description
+
+
+def _read_endpoints(text: str) -> tuple[str, ...]:
+    descriptions = words(_endpoint, _ENDPOINT).read(text)
+    if not descriptions:
+        raise Refused(("nothing", "at least one endpoint, such as tcp:5223"))
+    for index, description in enumerate(descriptions):
+        if description in descriptions[:index]:
+            raise Refused((f"{quoted(description)} twice", "each endpoint once"))
+    return descriptions
+
+
+def _read_path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise Refused((quoted(text), None))
+    return Path(text)
+
+
+def _path() -> Kind[Path]:
+    return Kind(_read_path, "the path of a file, from the configuration's own directory")
+
+
+def _read_password(text: str) -> bytes:
+    """Basic auth (smp-wire.md §1): bytes printable as Latin-1, no space, none of `@ : /`."""
+    password = text.encode()
+    if not 1 <= len(password) <= 255 or any(
+        not chr(byte).isprintable() or chr(byte) in " @:/" for byte in password
+    ):
+        raise Refused(("", None))
+    return password
+
+
+_PASSWORD: Kind[bytes] = Kind(
+    _read_password, "1 to 255 printable characters without spaces, @, : and /", secret=True
+)
+_QUEUE_SIZE = whole_number(1, 65535)
+_INTERVAL = seconds(_SHORTEST, _LONGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """`[server]`: where the relay listens and what its address says.
+
+    `listen` holds Twisted endpoint descriptions, `hosts` the names and addresses
+    of the printed address; the paths are complete, or relative to the working
+    directory where the configuration's own path is.
+    """
+
+    listen: tuple[str, ...] = setting(Kind(_read_endpoints, _ENDPOINT), ("tcp:5223",))
+    hosts: tuple[str, ...] = setting(words(str, "names and addresses"), ())
+    certificate: Path = setting(_path(), Path("server.crt"))  # noqa: RUF009
+    key: Path = setting(_path(), Path("server.key"))  # noqa: RUF009
+    ca_certificate: Path = setting(_path(), Path("ca.crt"))  # noqa: RUF009
+    address_port: int | None = setting(optional(whole_number(1, 65535)), None)
+
+    @property
+    def port(self) -> int | None:
+        """The port of the printed address: None where it is the default one and is left out.
+
+        It is `address_port`, or that of the first `tcp` or `tcp6` endpoint.
+        """
+        port = self.address_port
+        if port is None:
+            port = next((p for d in self.listen if (p := _tcp_port(d))), DEFAULT_PORT)
+        return None if port == DEFAULT_PORT else port
+
+
+def _tcp_port(description: str) -> int | None:
+    kind, arguments, named = _endpoint_parts(description)
+    if kind not in ("tcp", "tcp6"):
+        return None
+    return int(arguments[0] if arguments else named["port"])
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolSettings:
+    """`[protocol]`: the versions offered, and the time limits of a new connection in seconds."""
+
+    minimum_version: int = setting(whole_number(LEAST_VERSION, MOST_VERSION), LEAST_VERSION)
+    maximum_version: int = setting(whole_number(LEAST_VERSION, MOST_VERSION), MOST_VERSION)
+    request_client_certificates: bool = setting(on_off(), True)
+    tls_timeout: float = setting(_INTERVAL, 60.0)
+    handshake_timeout: float = setting(_INTERVAL, 120.0)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """`[queues]`: who may create queues, how much they hold and how long; times in seconds."""
+
+    new_queues: bool = setting(on_off(), True)
+    password: bytes | None = setting(optional(_PASSWORD), None)
+    quota: int = setting(whole_number(1, 1_000_000), 128)
+    message_ttl: float = setting(_INTERVAL, 1_814_400.0)
+    expiry_interval: float = setting(_INTERVAL, 7200.0)
+    expire_on_send: bool = setting(on_off(), False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverySettings:
+    """`[delivery]`: seconds between rounds of END, ENDS and DELD; batches held per client."""
+
+    end_interval: float = setting(_INTERVAL, 15.0)
+    receive_queue: int = setting(_QUEUE_SIZE, 128)
+    send_queue: int = setting(_QUEUE_SIZE, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationSettings:
+    """`[notifications]`: rounds of delivery and expiry, and how long one is kept; in seconds."""
+
+    delivery_interval: float = setting(_INTERVAL, 1.5)
+    ttl: float = setting(_INTERVAL, 86_400.0)
+    expiry_interval: float = setting(_INTERVAL, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class InactiveClientSettings:
+    """`[inactive_clients]`: when a client without subscriptions is disconnected; in seconds."""
+
+    disconnect: bool = setting(on_off(), True)
+    ttl: float = setting(_INTERVAL, 21_600.0)
+    check_interval: float = setting(_INTERVAL, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """`[proxy]`: whether the relay forwards messages to other relays."""
+
+    enabled: bool = setting(
+        Kind(
+            lambda text: one_of("off").read(text) == "on",
+            "off, since proxying comes with a later version",
+        ),
+        False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """`[store]`: where queues and messages are kept."""
+
+    kind: str = setting(one_of("memory"), "memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole configuration; without arguments, that of an empty file in the working directory."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    protocol: ProtocolSettings = field(default_factory=ProtocolSettings)
+    queues: QueueSettings = field(default_factory=QueueSettings)
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)
+    notifications: NotificationSettings = field(default_factory=NotificationSettings)
+    inactive_clients: InactiveClientSettings = field(default_factory=InactiveClientSettings)
+    proxy: ProxySettings = field(default_factory=ProxySettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
+
+
+def parse(text: str, file_name: str, directory: Path) -> Settings:
+    """The settings that an INI text gives.
+
+    `file_name` stands in faults; relative paths are taken from `directory`.
+    Raises `ConfigurationError` with every fault.
+    """
+    document = Document(file_name, text, Settings)
+    sections: dict[str, Any] = {
+        section.name: section_class(section)(**document.values.get(section.name, {}))
+        for section in fields(Settings)
+    }
+    settings = Settings(**sections)
+    server = settings.server
+    _check_versions(document, settings.protocol)
+    _check_files(document, server)
+    if document.faults:
+        raise ConfigurationError(sorted(document.faults, key=lambda fault: fault.line or 0))
+    paths = {name: directory / getattr(server, name) for name in _FILES}
+    return replace(settings, server=replace(server, **paths))
+
+
+def load(path: Path) -> Settings:
+    """The settings in a file; raises `ConfigurationError`, also when it cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        found = f"no file that can be read ({error.strerror})"
+    except UnicodeDecodeError:
+        found = "bytes that are not UTF-8"
+    else:
+        return parse(text, str(path), path.parent)
+    raise ConfigurationError([Fault(str(path), None, None, None, found, "an INI file in UTF-8")])
+
+
+def _check_versions(document: Document, protocol: ProtocolSettings) -> None:
+    if protocol.minimum_version > protocol.maximum_version:
+        document.refuse(
+            "protocol",
+            "maximum_version",
+            f'"{protocol.maximum_version}"',
+            f"at least the minimum_version, {protocol.minimum_version}",
+            "minimum_version",
+        )
+
+
+_FILES = ("certificate", "key", "ca_certificate")
+
+
+def _check_files(document: Document, server: ServerSettings) -> None:
+    for index, name in enumerate(_FILES):
+        path: Path = getattr(server, name)
+        for other in _FILES[:index]:
+            if getattr(server, other) == path:
+                document.refuse(
+                    "server", name, quoted(str(path)), f"another file than that of {other}", other
+                )

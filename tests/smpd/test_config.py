@@ -1,0 +1,376 @@
+"""The relay's configuration: values, defaults and every fault with its place."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from smpd.config import Settings, load, parse
+from smpd.ini import ConfigurationError, Fault
+
+HERE = Path("/etc/smpd")
+
+
+def settings(text: str) -> Settings:
+    return parse(text, "smpd.ini", HERE)
+
+
+def faults(text: str) -> list[str]:
+    """The sentences that a text's faults make."""
+    with pytest.raises(ConfigurationError) as caught:
+        settings(text)
+    return str(caught.value).split("\n")
+
+
+def fault(text: str) -> str:
+    sentences = faults(text)
+    assert len(sentences) == 1, sentences
+    return sentences[0]
+
+
+def test_an_empty_file_gives_the_values_of_the_reference() -> None:
+    """smp-server.md §2, §6, §6.1, §7.1, §11; smp-ops.md §4."""
+    s = settings("")
+    assert s.server.listen == ("tcp:5223",)
+    assert s.server.hosts == ()
+    assert s.server.certificate == HERE / "server.crt"
+    assert s.server.key == HERE / "server.key"
+    assert s.server.ca_certificate == HERE / "ca.crt"
+    assert (s.protocol.minimum_version, s.protocol.maximum_version) == (6, 18)
+    assert s.protocol.request_client_certificates is True
+    assert (s.protocol.tls_timeout, s.protocol.handshake_timeout) == (60.0, 120.0)
+    assert (s.queues.new_queues, s.queues.password, s.queues.quota) == (True, None, 128)
+    assert (s.queues.message_ttl, s.queues.expiry_interval) == (21 * 86400.0, 7200.0)
+    assert s.queues.expire_on_send is False
+    assert (s.delivery.end_interval, s.delivery.receive_queue, s.delivery.send_queue) == (
+        15.0,
+        128,
+        128,
+    )
+    n = s.notifications
+    assert (n.delivery_interval, n.ttl, n.expiry_interval) == (1.5, 86400.0, 3600.0)
+    i = s.inactive_clients
+    assert (i.disconnect, i.ttl, i.check_interval) == (True, 21600.0, 3600.0)
+    assert s.proxy.enabled is False
+    assert s.store.kind == "memory"
+
+
+def test_every_key_can_be_set() -> None:
+    s = settings(
+        """
+        [server]
+        listen = tcp:443:interface=\\:\\:   unix:/run/smpd.sock:mode=600
+        hosts = smp.example.com 192.0.2.7
+        certificate = tls/online.crt
+        key = /secrets/online.key
+        ca_certificate = ../ca.crt
+        address_port = 8443
+        [protocol]
+        minimum_version = 7
+        maximum_version=10
+        request_client_certificates = off
+        tls_timeout = 0.5
+        handshake_timeout = 2
+        [queues]
+        new_queues = off
+        password = s3cret-ü%
+        quota = 1
+        message_ttl = 3.25
+        expiry_interval = 0.01
+        expire_on_send = on
+        [delivery]
+        end_interval = 0.5
+        receive_queue = 4
+        send_queue = 65535
+        [notifications]
+        delivery_interval = 0.1
+        ttl = 10
+        expiry_interval = 20
+        [inactive_clients]
+        disconnect = off
+        ttl = 1
+        check_interval = 2
+        [proxy]
+        enabled = off
+        [store]
+        kind = memory
+        """
+    )
+    assert s.server.listen == ("tcp:443:interface=\\:\\:", "unix:/run/smpd.sock:mode=600")
+    assert [str(host) for host in s.server.hosts] == ["smp.example.com", "192.0.2.7"]
+    assert s.server.certificate == HERE / "tls/online.crt"
+    assert s.server.key == Path("/secrets/online.key")
+    assert s.server.ca_certificate == HERE / "../ca.crt"
+    assert s.server.port == 8443
+    assert (s.protocol.minimum_version, s.protocol.maximum_version) == (7, 10)
+    assert s.protocol.request_client_certificates is False
+    assert (s.protocol.tls_timeout, s.protocol.handshake_timeout) == (0.5, 2.0)
+    assert s.queues.new_queues is False
+    assert s.queues.password == "s3cret-ü%".encode()
+    assert (s.queues.quota, s.queues.message_ttl, s.queues.expiry_interval) == (1, 3.25, 0.01)
+    assert s.queues.expire_on_send is True
+    assert s.delivery.end_interval == 0.5
+    assert (s.delivery.receive_queue, s.delivery.send_queue) == (4, 65535)
+    n = s.notifications
+    assert (n.delivery_interval, n.ttl, n.expiry_interval) == (0.1, 10.0, 20.0)
+    i = s.inactive_clients
+    assert (i.disconnect, i.ttl, i.check_interval) == (False, 1.0, 2.0)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        settings("").queues.quota = 5  # type: ignore[misc]
+
+
+def test_a_password_is_shown_nowhere() -> None:
+    assert "hunter2" not in repr(settings("[queues]\npassword = hunter2"))
+    assert fault("[queues]\npassword = hunter2@home") == (
+        "smpd.ini, line 2: [queues] password: found a value that is not shown; allowed: "
+        "nothing, or 1 to 255 printable characters without spaces, @, : and /."
+    )
+    assert "hunter2" not in fault("[queues]\nhunter2")
+    assert "hunter2" not in fault("[queues]\npasword = hunter2")
+
+
+@pytest.mark.parametrize("password", ["", "   "])
+def test_an_empty_password_is_none(password: str) -> None:
+    assert settings(f"[queues]\npassword = {password}").queues.password is None
+
+
+@pytest.mark.parametrize("bad", ["a b", "a@b", "a:b", "a/b", "\x7f", "\u00e0", "x" * 256])
+def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
+    """smp-wire.md §1: judged by bytes, so that à, whose second byte is a0, is refused."""
+    assert "[queues] password" in fault(f"[queues]\npassword = {bad}")
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "allowed"),
+    [
+        ("queues.quota", "0", "a whole number from 1 to 1000000"),
+        ("queues.quota", "1000001", "a whole number from 1 to 1000000"),
+        ("queues.quota", "-1", "a whole number from 1 to 1000000"),
+        ("queues.quota", "1.5", "a whole number from 1 to 1000000"),
+        ("queues.quota", "1_0", "a whole number from 1 to 1000000"),
+        ("queues.quota", "", "a whole number from 1 to 1000000"),
+        ("queues.quota", "٣", "a whole number from 1 to 1000000"),
+        ("queues.new_queues", "yes", "on or off"),
+        ("queues.new_queues", "ON", "on or off"),
+        ("queues.message_ttl", "0", "seconds from 0.01 to 1000000000, such as 90 or 1.5"),
+        ("queues.message_ttl", "21d", "seconds from 0.01 to 1000000000, such as 90 or 1.5"),
+        ("queues.message_ttl", "nan", "seconds from 0.01 to 1000000000, such as 90 or 1.5"),
+        ("queues.message_ttl", "inf", "seconds from 0.01 to 1000000000, such as 90 or 1.5"),
+        ("queues.message_ttl", "1e3", "seconds from 0.01 to 1000000000, such as 90 or 1.5"),
+        ("protocol.minimum_version", "5", "a whole number from 6 to 18"),
+        ("protocol.maximum_version", "19", "a whole number from 6 to 18"),
+        ("delivery.send_queue", "65536", "a whole number from 1 to 65535"),
+        ("server.address_port", "0", "nothing, or a whole number from 1 to 65535"),
+        ("server.key", "", "the path of a file, from the configuration's own directory"),
+        ("proxy.enabled", "on", "off, since proxying comes with a later version"),
+        ("store.kind", "sqlite", "memory"),
+        ("server.listen", "", "at least one endpoint, such as tcp:5223"),
+        ("server.listen", "tcp:65536", "a port from 0 to 65535 after tcp:"),
+        ("server.listen", "tcp:http", "a port from 0 to 65535 after tcp:"),
+        ("server.listen", "tcp:port=x", "a port from 0 to 65535 after tcp:"),
+        ("server.listen", "ssl:5223", "tcp instead, since the relay does TLS itself"),
+    ],
+)
+def test_a_value_that_is_not_allowed(key: str, bad: str, allowed: str) -> None:
+    section, name = key.split(".")
+    found = f'"{bad}"' if bad or name != "listen" else "nothing"
+    assert fault(f"# a comment\n[{section}]\n\n{name} = {bad}\n") == (
+        f"smpd.ini, line 4: [{section}] {name}: found {found}; allowed: {allowed}."
+    )
+
+
+@pytest.mark.parametrize("bad", ["5223", "unix:", ":", "tcp::interface=x", "=", "unix:a:mode="])
+def test_endpoints_that_are_no_descriptions(bad: str) -> None:
+    assert "[server] listen" in fault(f"[server]\nlisten = {bad}")
+
+
+def test_an_endpoint_twice() -> None:
+    assert fault("[server]\nlisten = tcp:1 tcp:2 tcp:1") == (
+        'smpd.ini, line 2: [server] listen: found "tcp:1" twice; allowed: each endpoint once.'
+    )
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+before = 1
+[server]
+listen = tcp:x ssl:1
+[protocol]
+maximum_version = 8
+minimum_version = 9
+no setting
+[queues]
+qouta = 7
+quota = 7
+quota = 8
+[Queues]
+ignored = 1
+[queues]
+"""
+    assert faults(text) == [
+        "smpd.ini, line 1: found a key before the first section; allowed: [section] first.",
+        (
+            'smpd.ini, line 3: [server] listen: found "tcp:x"; allowed: '
+            "a port from 0 to 65535 after tcp:."
+        ),
+        (
+            'smpd.ini, line 3: [server] listen: found "ssl:1"; allowed: '
+            "tcp instead, since the relay does TLS itself."
+        ),
+        (
+            'smpd.ini, line 6: [protocol] maximum_version: found "8"; allowed: '
+            "at least the minimum_version, 9."
+        ),
+        (
+            "smpd.ini, line 7: [protocol]: found a line that is no setting; allowed: "
+            "[section] or key = value."
+        ),
+        (
+            "smpd.ini, line 9: [queues] qouta: found an unknown key; allowed: new_queues, password, "
+            "quota, message_ttl, expiry_interval, expire_on_send (did you mean quota?)."
+        ),
+        (
+            "smpd.ini, line 11: [queues] quota: found the key a second time; allowed: "
+            "once, as in line 10."
+        ),
+        (
+            "smpd.ini, line 12: [Queues]: found an unknown section; allowed: server, protocol, "
+            "queues, delivery, notifications, inactive_clients, proxy, store (did you mean queues?)."
+        ),
+        (
+            "smpd.ini, line 14: [queues]: found the section a second time; allowed: "
+            "once, as in line 8."
+        ),
+    ]
+
+
+def test_a_name_like_no_other_gets_no_suggestion() -> None:
+    assert "did you mean" not in fault("[queues]\nzzz = 1")
+
+
+def test_what_is_shown_of_a_value_is_short_and_printable() -> None:
+    sentence = fault("[store]\nkind = \x1b[31m" + "x" * 500)
+    assert "\x1b" not in sentence
+    assert len(sentence) < 200
+
+
+def test_one_file_for_two_things() -> None:
+    assert fault("[server]\nkey = server.crt") == (
+        'smpd.ini, line 2: [server] key: found "server.crt"; allowed: '
+        "another file than that of certificate."
+    )
+
+
+@pytest.mark.parametrize(
+    ("listen", "address_port", "port"),
+    [
+        ("tcp:5223", "", None),
+        ("tcp:443 tcp:5223", "", 443),
+        ("tcp:443", "5223", None),
+        ("tcp:5223", "443", 443),
+        ("unix:/run/smpd.sock", "", None),
+        ("unix:/run/smpd.sock tcp6:port=8443", "", 8443),
+        ("tcp:0", "", None),
+    ],
+)
+def test_the_port_of_the_printed_address(listen: str, address_port: str, port: int | None) -> None:
+    s = settings(f"[server]\nlisten = {listen}\naddress_port = {address_port}")
+    assert s.server.port == port
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    missing = tmp_path / "none.ini"
+    with pytest.raises(ConfigurationError) as caught:
+        load(missing)
+    assert str(caught.value) == (
+        f"{missing}: found no file that can be read (No such file or directory); "
+        "allowed: an INI file in UTF-8."
+    )
+    assert caught.value.faults == (
+        Fault(
+            str(missing),
+            None,
+            None,
+            None,
+            "no file that can be read (No such file or directory)",
+            "an INI file in UTF-8",
+        ),
+    )
+    binary = tmp_path / "binary.ini"
+    binary.write_bytes(b"[server]\nhosts = \xff\n")
+    with pytest.raises(ConfigurationError, match="bytes that are not UTF-8"):
+        load(binary)
+
+
+def test_load_takes_paths_from_the_directory_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "smpd.ini"
+    path.write_bytes(b"[server]\r\nkey = k.pem\r\n")
+    assert load(path).server.key == tmp_path / "k.pem"
+
+
+def uncommented(text: str) -> str:
+    """The documented file with every default uncommented."""
+    return "\n".join(
+        line[1:] if line.startswith("#") and not line.startswith("# ") else line
+        for line in text.split("\n")
+    )
+
+
+def keys(text: str) -> list[tuple[str, str]]:
+    section, found = "", []
+    for line in text.split("\n"):
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            found.append((section, line.split("=")[0].strip()))
+    return found
+
+
+class TestShippedFile:
+    """etc/smpd.ini, which documents every key."""
+
+    TEXT = (Path(__file__).parents[2] / "etc/smpd.ini").read_text()
+
+    def test_as_it_stands_it_sets_nothing(self) -> None:
+        assert settings(self.TEXT) == settings("")
+        assert keys(self.TEXT) == []
+
+    def test_its_commented_values_are_the_defaults(self) -> None:
+        assert settings(uncommented(self.TEXT)) == settings("")
+
+    def test_it_has_every_key_once_in_order(self) -> None:
+        sections: list[Any] = list(fields(Settings))
+        known = [(s.name, key.name) for s in sections for key in fields(s.default_factory)]
+        assert keys(uncommented(self.TEXT)) == known
+
+
+def sentences(text: str) -> list[str]:
+    """The faults of a text; none if it gives settings. Any other error fails the test."""
+    try:
+        settings(text)
+    except ConfigurationError as error:
+        return [str(fault) for fault in error.faults] or ["no fault"]
+    return []
+
+
+LINES = st.one_of(
+    st.sampled_from(["[server]", "[queues]", "[protocol]", "[store]", "[]", "=", " = 1"]),
+    st.tuples(
+        st.sampled_from(["listen", "hosts", "password", "quota", "message_ttl", "key"]),
+        st.text(st.characters(exclude_characters="\n"), max_size=20),
+    ).map(" = ".join),
+)
+
+
+@given(st.one_of(st.text(), st.lists(LINES).map("\n".join)))
+def test_any_text_gives_settings_or_faults_with_their_line(text: str) -> None:
+    for sentence in sentences(text):
+        assert sentence.startswith("smpd.ini, line ")
+        assert sentence.isprintable()
