@@ -125,7 +125,7 @@ class Reader:
             return decode()
         raise ParseError("not a Maybe")
 
-    def list(self, decode: Callable[[], T]) -> list[T]:
+    def items(self, decode: Callable[[], T]) -> list[T]:
         """A count of 0 to 255 and as many items."""
         return [decode() for _ in range(self.u8())]
 

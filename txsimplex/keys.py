@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -103,7 +104,7 @@ class PrivateKey:
         self.algorithm = algorithm
         self.raw = raw
         self._public: PublicKey | None = None
-        self._signing: bytes | Ed448PrivateKey | None = None
+        self._signing: Any = None
 
     @classmethod
     def generate(cls, algorithm: Algorithm, random: Random) -> PrivateKey:
@@ -151,9 +152,10 @@ class PrivateKey:
             signed: bytes = crypto_sign(message, self._signing)
             return signed[:64]
         if self.algorithm is Algorithm.ED448:
-            if not isinstance(self._signing, Ed448PrivateKey):
+            if self._signing is None:
                 self._signing = Ed448PrivateKey.from_private_bytes(self.raw)
-            return self._signing.sign(message)
+            signature: bytes = self._signing.sign(message)
+            return signature
         raise ValueError(f"{self.algorithm.name} keys do not sign")
 
     def exchange(self, public: PublicKey) -> bytes:

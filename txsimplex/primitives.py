@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Callable
 from typing import Any, Final
 
 import nacl.bindings  # initialises libsodium, which chooses its implementations then
 from nacl import _sodium
 
 try:
-    from _sha512 import sha512 as short_sha512
+    from _sha512 import sha512 as short_sha512  # type: ignore[import-not-found]
 except ImportError:
     try:
-        from _sha2 import sha512 as short_sha512
+        from _sha2 import sha512 as short_sha512  # type: ignore[import-not-found]
     except ImportError:
         from hashlib import sha512 as short_sha512
 
@@ -121,6 +120,3 @@ def scalarmult(private: bytes, public: bytes) -> bytes:
     if _scalarmult(_out32, private, public):
         return bytes(32)
     return bytes(_view32)
-
-
-Sha512 = Callable[[bytes], Any]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Final, TypeVar
 
-from txsimplex.addresses import RelayLocation
 from txsimplex.encoding import (
     ParseError,
     Reader,
@@ -16,6 +15,7 @@ from txsimplex.encoding import (
     maybe,
     nonempty,
     short,
+    text,
     u16,
 )
 from txsimplex.keys import Algorithm, PublicKey
@@ -498,6 +498,24 @@ class Nsubs(Command):
 # -- private routing
 
 
+@dataclass(frozen=True, slots=True)
+class RelayLocation:
+    """Where a proxy finds a relay: host names, port (empty for the default) and identity."""
+
+    hosts: tuple[str, ...]
+    port: str
+    key_hash: bytes
+
+    def encode(self) -> bytes:
+        """The server as PRXY carries it (§10)."""
+        return nonempty(self.hosts, text) + text(self.port) + short(self.key_hash)
+
+    @classmethod
+    def read(cls, reader: Reader) -> RelayLocation:
+        """Reads what `encode` writes. Raises `ParseError`."""
+        return cls(tuple(reader.nonempty(reader.text)), reader.text(), reader.short())
+
+
 @_command(b"PRXY")
 @dataclass(slots=True)
 class Prxy(Command):
@@ -557,7 +575,9 @@ class Rfwd(Command):
 
 
 _WITHOUT_PARAMETERS: Final = {
-    tag: cls() for tag, cls in _CLASSES.items() if cls.read.__func__ is Command.read.__func__  # type: ignore[attr-defined]
+    tag: cls()
+    for tag, cls in _CLASSES.items()
+    if cls.read.__func__ is Command.read.__func__  # type: ignore[attr-defined]
 }
 
 

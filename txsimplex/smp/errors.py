@@ -15,6 +15,7 @@ from typing import Any, Final
 from txsimplex.encoding import ParseError, Reader, short
 from txsimplex.smp.versions import BLOCKED_ERROR, CLIENT_NOTICES
 
+
 class BlockingReason(Enum):
     """Why an operator blocked a queue."""
 

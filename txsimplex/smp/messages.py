@@ -368,7 +368,9 @@ class Pong(Message):
 
 
 _WITHOUT_PARAMETERS: Final = {
-    tag: cls() for tag, cls in _CLASSES.items() if cls.read.__func__ is Message.read.__func__  # type: ignore[attr-defined]
+    tag: cls()
+    for tag, cls in _CLASSES.items()
+    if cls.read.__func__ is Message.read.__func__  # type: ignore[attr-defined]
 }
 
 
