@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import provider
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
@@ -47,6 +48,7 @@ def logged_failures() -> Iterator[list[Failure]]:
     """
     failures: list[Failure] = []
 
+    @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
         failure = event.get("log_failure")
         if failure is not None:

@@ -28,6 +28,7 @@ case ${SIMPLEXD_DEPENDENCIES:=newest} in
         say "SIMPLEXD_DEPENDENCIES is '$SIMPLEXD_DEPENDENCIES'; it can be 'newest' or 'debian'"
         exit 2 ;;
 esac
+export SIMPLEXD_DEPENDENCIES
 python=$venv/bin/python
 
 # Install those of the Debian packages $packages that are missing.
