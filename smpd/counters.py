@@ -1,0 +1,53 @@
+"""What the relay counts (docs/spec/smp-server.md §14): numbers, and nothing about anybody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start of the process. A name says which command or event it counts."""
+
+    queues_created: int = 0
+    queues_secured: int = 0
+    queues_deleted: int = 0
+    queues_deleted_new: int = 0
+    queues_deleted_secured: int = 0
+    queues_deleted_batches: int = 0
+    queues_blocked: int = 0
+    subscriptions: int = 0
+    """Subscriptions that delivered a message."""
+    subscriptions_auth: int = 0
+    subscriptions_duplicate: int = 0
+    subscriptions_prohibited: int = 0
+    subscription_batches: int = 0
+    subscriptions_ended: int = 0
+    subscriptions_ended_batches: int = 0
+    notifiers_created: int = 0
+    notifiers_created_new: int = 0
+    """Notifiers created by NEW."""
+    notifiers_deleted: int = 0
+    notifiers_deleted_batches: int = 0
+    notifier_subscriptions: int = 0
+    notifier_subscriptions_auth: int = 0
+    notifier_subscriptions_duplicate: int = 0
+    notifier_subscription_batches: int = 0
+    messages_sent: int = 0
+    messages_sent_auth: int = 0
+    messages_sent_quota: int = 0
+    messages_sent_large: int = 0
+    messages_sent_blocked: int = 0
+    messages_sent_notify: int = 0
+    messages_received: int = 0
+    messages_received_get: int = 0
+    messages_received_notify: int = 0
+    messages_got: int = 0
+    messages_got_none: int = 0
+    messages_got_auth: int = 0
+    messages_got_duplicate: int = 0
+    messages_got_prohibited: int = 0
+    messages_expired: int = 0
+    notifications_sent: int = 0
+    notifications_sent_batches: int = 0
+    notifications_expired: int = 0

@@ -1,0 +1,165 @@
+"""Notifiers, their subscriptions and the notifications themselves (docs/spec/smp-server.md §7).
+
+A notification says that a queue has a message, and is encrypted so that only the
+recipient learns which one. It goes to the connection subscribed to the notifier,
+or to the connection of the service that the notifier is associated with.
+"""
+
+from __future__ import annotations
+
+from smpd.counters import Counters
+from smpd.peers import Peer
+from smpd.queues import Message, Notifier, Queue
+from smpd.stores.interface import Notification, Store
+from smpd.subscriptions import Subscriptions, ended_service
+from txsimplex.boxes import BoxKey
+from txsimplex.keys import Random
+from txsimplex.smp.bodies import seal_meta
+from txsimplex.smp.messages import Deld, End, Nmsg, Sok, Soks
+
+_END = End()
+_DELETED = Deld()
+_NONCE_SIZE = 24
+_PER_BATCH = 80
+
+
+class Notifications:
+    """Who listens to which notifier, and what waits for them."""
+
+    def __init__(
+        self, store: Store, subscriptions: Subscriptions, counters: Counters, random: Random
+    ) -> None:
+        self._store = store
+        self._subscriptions = subscriptions
+        self._counters = counters
+        self._random = random
+        self._subscribers: dict[bytes, Peer] = {}
+        self._services: dict[bytes, Peer] = {}
+
+    # -- subscribing
+
+    def subscribe(self, peer: Peer, notifier: Notifier, queue: Queue) -> bytes:
+        """The answer to NSUB by a connection that is no service (§7.2)."""
+        if notifier.service_id is not None:
+            self._dissociate(notifier, queue)
+        if notifier.notifier_id in peer.notifier_ids:
+            self._counters.notifier_subscriptions_duplicate += 1
+        else:
+            self._counters.notifier_subscriptions += 1
+            self._end_subscriber(notifier.notifier_id)
+            self._subscribers[notifier.notifier_id] = peer
+            peer.notifier_ids.add(notifier.notifier_id)
+        return Sok().encode(peer.version)
+
+    def _dissociate(self, notifier: Notifier, queue: Queue) -> None:
+        service_peer = self._services.get(notifier.service_id or b"")
+        self._store.associate(queue, None)
+        if service_peer is not None:
+            service_peer.service_notifiers -= 1
+            end = _END.encode(service_peer.version)
+            self._subscriptions.add_event(service_peer, notifier.notifier_id, end)
+
+    def _end_subscriber(self, notifier_id: bytes) -> None:
+        former = self._subscribers.pop(notifier_id, None)
+        if former is not None:
+            former.notifier_ids.discard(notifier_id)
+            self._subscriptions.add_event(former, notifier_id, _END.encode(former.version))
+
+    def subscribe_by_service(
+        self, peer: Peer, service_id: bytes, notifier: Notifier, queue: Queue
+    ) -> bytes:
+        """The answer to NSUB by a connection of a service (§7.2)."""
+        known = notifier.service_id == service_id
+        if known:
+            self._counters.notifier_subscriptions_duplicate += 1
+        else:
+            if notifier.service_id is not None:
+                self._dissociate(notifier, queue)
+            self._store.associate(queue, service_id)
+            self._counters.notifier_subscriptions += 1
+        self._end_subscriber(notifier.notifier_id)
+        took_over = self._take_over(peer, service_id)
+        if not known or took_over:
+            peer.service_notifiers += 1
+        return Sok(service_id).encode(peer.version)
+
+    def _take_over(self, peer: Peer, service_id: bytes) -> bool:
+        """Makes `peer` the connection of its service; whether another one was before."""
+        former = self._services.get(service_id)
+        self._services[service_id] = peer
+        if former is None or former is peer:
+            return former is None
+        self._subscriptions.add_event(
+            former, service_id, ended_service(former.service_notifiers)
+        )
+        former.service_notifiers = 0
+        former.service_subscribed = False
+        return True
+
+    def subscribe_all(self, peer: Peer, service_id: bytes) -> bytes:
+        """The answer to NSUBS (§7.2)."""
+        if not peer.service_subscribed:
+            self._take_over(peer, service_id)
+            peer.service_subscribed = True
+            peer.service_notifiers = self._store.notifier_count(service_id)
+        return Soks(peer.service_notifiers).encode(peer.version)
+
+    # -- ending
+
+    def deleted(self, notifier: Notifier | None) -> None:
+        """Tells the subscriber of a notifier that it was deleted (§7.2)."""
+        if notifier is None:
+            return
+        peer = self._subscribers.pop(notifier.notifier_id, None)
+        if peer is not None:
+            peer.notifier_ids.discard(notifier.notifier_id)
+        elif notifier.service_id is not None:
+            peer = self._services.get(notifier.service_id)
+            if peer is not None:
+                peer.service_notifiers -= 1
+        if peer is not None:
+            message = _DELETED.encode(peer.version)
+            self._subscriptions.add_event(peer, notifier.notifier_id, message)
+
+    def leave(self, peer: Peer) -> None:
+        """Forgets a connection that has ended."""
+        for notifier_id in peer.notifier_ids:
+            if self._subscribers.get(notifier_id) is peer:
+                del self._subscribers[notifier_id]
+        peer.notifier_ids.clear()
+        service = peer.service
+        if service is not None and self._services.get(service.service_id) is peer:
+            del self._services[service.service_id]
+
+    # -- notifying
+
+    def add(self, notifier: Notifier, message: Message) -> None:
+        """Keeps a notification about `message` for the next round (§7.1)."""
+        nonce = self._random(_NONCE_SIZE)
+        meta = seal_meta(BoxKey(notifier.secret), nonce, message.msg_id, message.timestamp)
+        notification = Notification(message.timestamp, nonce, meta)
+        self._store.add_notification(notifier.notifier_id, notification)
+
+    def send(self) -> None:
+        """One round: sends what waits to the connections that can take it (§7.1)."""
+        rounds: dict[Peer, list[bytes]] = {}
+        for notifier_id in self._store.notifiers_waiting():
+            queue = self._store.by_notifier(notifier_id)
+            if queue is None or queue.notifier is None:
+                self._store.take_notifications(notifier_id)
+                continue
+            service_id = queue.notifier.service_id
+            if service_id is None:
+                peer = self._subscribers.get(notifier_id)
+            else:
+                peer = self._services.get(service_id)
+            if peer is None or peer.outlet.full:
+                continue
+            events = rounds.setdefault(peer, [])
+            for one in self._store.take_notifications(notifier_id):
+                message = Nmsg(one.nonce, one.meta).encode(peer.version)
+                events.append(peer.framing.event(notifier_id, message))
+        for peer, events in rounds.items():
+            self._counters.notifications_sent += len(events)
+            self._counters.notifications_sent_batches += len(events) // _PER_BATCH + 1
+            peer.outlet.send(events)

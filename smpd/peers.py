@@ -1,0 +1,87 @@
+"""What the relay knows of one connection, without its transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from txsimplex.boxes import BoxKey
+from txsimplex.keys import PrivateKey, PublicKey
+from txsimplex.smp.commands import Role
+from txsimplex.smp.transmissions import Framing
+
+
+class Outlet(Protocol):
+    """Where the relay sends what no command of the connection asked for."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the connection takes no more for now; it tells the relay when it does."""
+
+    def send(self, transmissions: Sequence[bytes]) -> None:
+        """Sends transmissions in order, in as few blocks as hold them."""
+
+
+@dataclass(slots=True)
+class PeerService:
+    """The service that a connection belongs to (smp-server.md §8)."""
+
+    service_id: bytes
+    role: Role
+    fingerprint: bytes
+    session_key: PublicKey
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """A connection's interest in one queue (smp-server.md §5.1).
+
+    `delivered` is the message it has not acknowledged; `getter` means GET instead
+    of SUB; `waits` that a message could not be sent while the connection was full.
+    """
+
+    peer: Peer
+    getter: bool = False
+    delivered: bytes | None = None
+    waits: bool = False
+
+
+class Peer:
+    """One connection: how its transmissions read, its keys and its subscriptions."""
+
+    __slots__ = (
+        "framing",
+        "notifier_ids",
+        "outlet",
+        "secrets",
+        "service",
+        "service_notifiers",
+        "service_subscribed",
+        "session_key",
+        "subscriptions",
+        "version",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        framing: Framing,
+        session_key: PrivateKey | None,
+        outlet: Outlet,
+        service: PeerService | None = None,
+    ) -> None:
+        self.framing = framing
+        self.version = framing.version
+        self.session_key = session_key
+        self.outlet = outlet
+        self.service = service
+        self.subscriptions: dict[bytes, Subscription] = {}
+        self.notifier_ids: set[bytes] = set()
+        self.service_notifiers = 0
+        self.service_subscribed = False
+        self.secrets: dict[bytes, BoxKey] = {}
+        self.waiting: set[bytes] = set()
+
+    def __repr__(self) -> str:
+        return f"<Peer of version {self.version}>"

@@ -1,0 +1,173 @@
+"""The relay: blocks of commands in, answers and events out (docs/spec/smp-server.md §2).
+
+No transport, and time and randomness come from outside. A block's commands are all
+verified first, against the queues as they are then, and executed after that, from
+the first to the last. (The reference executes them from the last to the first,
+which no client relies on.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from smpd.authorization import Authority, CommandError
+from smpd.counters import Counters
+from smpd.execution import Execution
+from smpd.notifications import Notifications
+from smpd.peers import Peer
+from smpd.queues import Queue, Status, day_of, new_id
+from smpd.rules import Rules
+from smpd.stores.interface import Service, Store, StoreError
+from smpd.subscriptions import Subscriptions
+from txsimplex.keys import Random
+from txsimplex.smp import commands as c
+from txsimplex.smp import errors
+from txsimplex.smp.errors import BlockingInformation, Error
+from txsimplex.smp.transmissions import Refused, Transmission
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The answers to the commands of a block.
+
+    `refused` are those that failed before anything was executed: they go out
+    first and apart (§2.1). `messages` follow from SUB (§2.2).
+    """
+
+    refused: list[bytes]
+    answers: list[bytes]
+    messages: list[bytes]
+
+
+class Relay:
+    """The relay: its queues, subscriptions and notifications.
+
+    `clock` gives the time in seconds since 1970, `random` as many random bytes
+    as it is asked for.
+    """
+
+    def __init__(
+        self, store: Store, rules: Rules, clock: Callable[[], float], random: Random
+    ) -> None:
+        self.store = store
+        self.rules = rules
+        self.counters = Counters()
+        self.subscriptions = Subscriptions(store, self.counters)
+        self.notifications = Notifications(store, self.subscriptions, self.counters, random)
+        self._authority = Authority(store, self.counters)
+        self._execution = Execution(
+            store, rules, self.subscriptions, self.notifications, self.counters, clock, random
+        )
+        self._clock = clock
+        self._random = random
+
+    # -- connections
+
+    def process(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Outcome:
+        """Verifies and executes the commands of one block, in order."""
+        outcome = Outcome([], [], [])
+        permitted: list[tuple[Transmission, Queue | None]] = []
+        for item in items:
+            if isinstance(item, Refused):
+                outcome.refused.append(_refusal(peer, item.header, item.error))
+                continue
+            try:
+                permitted.append((item, self._authority.authorize(peer, item)))
+            except CommandError as refused:
+                outcome.refused.append(_refusal(peer, item.header, refused.error))
+            except StoreError as problem:
+                error = errors.store_error(str(problem))
+                outcome.refused.append(_refusal(peer, item.header, error))
+        if len(permitted) > 1:
+            self._count_batch([transmission.command for transmission, _ in permitted])
+        for transmission, queue in permitted:
+            answer = self._execution.execute(peer, transmission, queue)
+            if isinstance(answer, tuple):
+                answer, message = answer
+                outcome.messages.append(peer.framing.event(transmission.entity_id, message))
+            outcome.answers.append(peer.framing.answer(transmission.header, answer))
+        return outcome
+
+    def ready(self, peer: Peer) -> None:
+        """Goes on with a connection that was full and takes more now."""
+        self.subscriptions.ready(peer)
+
+    def leave(self, peer: Peer) -> None:
+        """Forgets a connection that has ended."""
+        self.subscriptions.leave(peer)
+        self.notifications.leave(peer)
+
+    def service(self, role: c.Role, chain: Sequence[bytes], fingerprint: bytes) -> Service:
+        """The service with this certificate, known or new (§8).
+
+        Raises `RoleMismatch` or `StoreError`.
+        """
+        day = day_of(self._clock())
+        service = Service(new_id(self._random), role, tuple(chain), fingerprint, day)
+        return self.store.add_service(service)
+
+    def _count_batch(self, batch: list[c.Command]) -> None:
+        first = type(batch[0])
+        if all(isinstance(command, c.Nsub) for command in batch):
+            self.counters.notifier_subscription_batches += 1
+        elif all(command.of_recipient for command in batch):
+            if first is c.Sub:
+                self.counters.subscription_batches += 1
+            elif first is c.Del:
+                self.counters.queues_deleted_batches += 1
+            elif first is c.Ndel:
+                self.counters.notifiers_deleted_batches += 1
+
+    # -- rounds
+
+    def send_events(self) -> None:
+        """Sends END, ENDS and DELD that have come up since the last round (§5.2)."""
+        self.subscriptions.send_events()
+
+    def send_notifications(self) -> None:
+        """Sends the notifications that wait (§7.1)."""
+        self.notifications.send()
+
+    def expire_messages(self, step: int) -> Iterator[None]:
+        """Removes messages older than they may be, `step` queues at a time (§6.1)."""
+        for expired in self.store.expire_all(self._clock() - self.rules.message_ttl, step):
+            self.counters.messages_expired += expired
+            yield
+
+    def expire_notifications(self) -> None:
+        """Removes notifications older than they may be (§7.1)."""
+        before = self._clock() - self.rules.notification_ttl
+        self.counters.notifications_expired += self.store.expire_notifications(before)
+
+    # -- the operator
+
+    def block_queue(self, sender_id: bytes, information: BlockingInformation) -> bool:
+        """Blocks the queue that senders know by this id, and tells its subscriber (§5.5).
+
+        False when there is none.
+        """
+        queue = self.store.by_sender(sender_id)
+        if queue is None:
+            return False
+        if queue.status is Status.ACTIVE:
+            self.counters.queues_blocked += 1
+        self.store.set_status(queue, Status.BLOCKED, information)
+        subscriber = self.subscriptions.subscriber(queue)
+        if subscriber is not None:
+            error = errors.blocked(information)
+            message = b"ERR " + error.encode(subscriber.version)
+            self.subscriptions.send_now(queue, message)
+        return True
+
+    def unblock_queue(self, sender_id: bytes) -> bool:
+        """Activates a blocked queue; False when there is none."""
+        queue = self.store.by_sender(sender_id)
+        if queue is None or queue.status is not Status.BLOCKED:
+            return False
+        self.store.set_status(queue, Status.ACTIVE)
+        return True
+
+
+def _refusal(peer: Peer, header: bytes, error: Error) -> bytes:
+    return peer.framing.answer(header, b"ERR " + error.encode(peer.version))

@@ -1,0 +1,198 @@
+"""What every store does (docs/spec/smp-server.md §1, §6, §7, §8).
+
+A store keeps records and answers questions about them; the rules of the protocol
+are in `smpd.relay`. It hands out one `Queue` object per queue: the relay reads its
+fields freely and changes them through the store only, so that a store can note
+each change. Any method may raise `StoreError`, after which nothing has changed.
+
+`tests/smpd/stores/contract.py` is the suite that every store passes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from smpd.queues import Message, Notifier, Queue, Status
+from txsimplex.keys import PublicKey
+from txsimplex.smp.commands import LinkData, Role
+from txsimplex.smp.errors import BlockingInformation
+
+
+class StoreError(Exception):
+    """The store cannot do it now. Its text goes to clients: it names no queue."""
+
+
+class Collision(Exception):
+    """An id is taken already."""
+
+
+class RoleMismatch(Exception):
+    """The service is known with another role."""
+
+
+@dataclass(slots=True)
+class Service:
+    """A service that presented a certificate (§8)."""
+
+    service_id: bytes
+    role: Role
+    chain: tuple[bytes, ...]
+    fingerprint: bytes
+    created_on: int
+
+
+@dataclass(slots=True)
+class Notification:
+    """A notification that waits for its subscriber: its time and encrypted content."""
+
+    timestamp: int
+    nonce: bytes
+    meta: bytes
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of a message: `accepted` or over quota, and whether none was there."""
+
+    accepted: bool
+    was_empty: bool
+
+
+class Store(ABC):
+    """Queues, messages, notifications and services."""
+
+    # -- finding
+
+    @abstractmethod
+    def by_recipient(self, recipient_id: bytes) -> Queue | None:
+        """The queue with this recipient id."""
+
+    @abstractmethod
+    def by_sender(self, sender_id: bytes) -> Queue | None:
+        """The queue with this sender id."""
+
+    @abstractmethod
+    def by_notifier(self, notifier_id: bytes) -> Queue | None:
+        """The queue with this notifier id."""
+
+    @abstractmethod
+    def by_link(self, link_id: bytes) -> Queue | None:
+        """The queue with this link id."""
+
+    @abstractmethod
+    def queue_count(self) -> int:
+        """How many queues there are."""
+
+    # -- changing queues
+
+    @abstractmethod
+    def add(self, queue: Queue) -> None:
+        """A new queue with its notifier and link. Raises `Collision` if an id is taken."""
+
+    @abstractmethod
+    def secure(self, queue: Queue, key: PublicKey) -> None:
+        """Sets the sender's key."""
+
+    @abstractmethod
+    def set_recipient_keys(self, queue: Queue, keys: Sequence[PublicKey]) -> None:
+        """Replaces the recipient's keys."""
+
+    @abstractmethod
+    def set_link(self, queue: Queue, link_id: bytes, data: LinkData) -> None:
+        """Sets the link. Raises `Collision` if another queue has `link_id`."""
+
+    @abstractmethod
+    def delete_link(self, queue: Queue) -> None:
+        """Removes the link, if there is one."""
+
+    @abstractmethod
+    def set_notifier(self, queue: Queue, notifier: Notifier) -> None:
+        """Adds the notifier or replaces it. Raises `Collision` if its id is taken."""
+
+    @abstractmethod
+    def delete_notifier(self, queue: Queue) -> None:
+        """Removes the notifier, if there is one, and its notifications."""
+
+    @abstractmethod
+    def set_status(
+        self, queue: Queue, status: Status, blocked: BlockingInformation | None = None
+    ) -> None:
+        """Suspends, blocks or activates the queue."""
+
+    @abstractmethod
+    def use(self, queue: Queue, day: int) -> None:
+        """Notes the day of use, in seconds since 1970."""
+
+    @abstractmethod
+    def delete(self, queue: Queue) -> None:
+        """Removes the queue and all that belongs to it."""
+
+    # -- messages
+
+    @abstractmethod
+    def write(self, queue: Queue, message: Message, quota: int) -> Written:
+        """Appends a message, or the quota marker (§6)."""
+
+    @abstractmethod
+    def head(self, queue: Queue) -> Message | None:
+        """The first message."""
+
+    @abstractmethod
+    def remove(self, queue: Queue, msg_id: bytes) -> Message | None:
+        """Removes the first message if it is `msg_id`, and returns it."""
+
+    @abstractmethod
+    def message_count(self, queue: Queue) -> int:
+        """How many messages wait, quota marker included."""
+
+    @abstractmethod
+    def expire(self, queue: Queue, before: float) -> int:
+        """Removes messages of before `before` (seconds since 1970) and counts them (§6.1)."""
+
+    @abstractmethod
+    def expire_all(self, before: float, step: int) -> Iterator[int]:
+        """Expires the messages of all queues, `step` queues each time it is asked to go on.
+
+        Yields how many messages went. Queues may come and go meanwhile.
+        """
+
+    # -- notifications
+
+    @abstractmethod
+    def add_notification(self, notifier_id: bytes, notification: Notification) -> None:
+        """Keeps a notification until it is delivered, expires or loses its notifier."""
+
+    @abstractmethod
+    def notifiers_waiting(self) -> list[bytes]:
+        """The notifiers that have notifications."""
+
+    @abstractmethod
+    def take_notifications(self, notifier_id: bytes) -> list[Notification]:
+        """Removes and returns the notifications of one notifier, oldest first."""
+
+    @abstractmethod
+    def expire_notifications(self, before: float) -> int:
+        """Removes notifications of before `before` (seconds since 1970) and counts them."""
+
+    # -- services
+
+    @abstractmethod
+    def add_service(self, service: Service) -> Service:
+        """The service with this fingerprint, the given one if none was known.
+
+        Raises `RoleMismatch` when it is known with another role.
+        """
+
+    @abstractmethod
+    def associate(self, queue: Queue, service_id: bytes | None) -> None:
+        """Sets or clears the service of the queue's notifier."""
+
+    @abstractmethod
+    def notifier_count(self, service_id: bytes) -> int:
+        """How many notifiers are associated with the service."""
+
+    def close(self) -> None:
+        """Ends the use of the store; nothing is called after it."""
+        return

@@ -1,0 +1,165 @@
+"""Who listens to which queue, and the delivery of messages (docs/spec/smp-server.md §5).
+
+One connection at most is subscribed to a queue, and has one message at most that
+it has not acknowledged. GET stands beside: it asks without subscribing.
+"""
+
+from __future__ import annotations
+
+from smpd.counters import Counters
+from smpd.peers import Peer, Subscription
+from smpd.queues import Message, Queue
+from smpd.stores.interface import Store
+from txsimplex.encoding import short
+from txsimplex.smp import errors
+from txsimplex.smp.bodies import encode_message_body, encode_quota_body, seal_body
+from txsimplex.smp.messages import Deld, End, Ends
+from txsimplex.smp.transmissions import MAX_TRANSMISSIONS
+
+_END = End()
+_DELETED = Deld()
+
+
+def sealed_message(queue: Queue, message: Message) -> bytes:
+    """MSG with `message` encrypted to the recipient of `queue` (smp-wire.md §14.2)."""
+    if message.body is None:
+        plain = encode_quota_body(message.timestamp)
+    else:
+        plain = encode_message_body(message.timestamp, message.notify, message.body)
+    return b"MSG " + short(message.msg_id) + seal_body(queue.box, message.msg_id, plain)
+
+
+class Subscriptions:
+    """The subscriptions of all connections."""
+
+    def __init__(self, store: Store, counters: Counters) -> None:
+        self._store = store
+        self._counters = counters
+        self._current: dict[bytes, Subscription] = {}
+        self._events: dict[Peer, list[bytes]] = {}
+
+    # -- subscribing
+
+    def subscribe(self, peer: Peer, queue: Queue) -> Subscription:
+        """Makes `peer` the only subscriber of `queue`; a former one will be sent END."""
+        recipient_id = queue.recipient_id
+        subscription = Subscription(peer)
+        peer.subscriptions[recipient_id] = subscription
+        former = self._current.get(recipient_id)
+        self._current[recipient_id] = subscription
+        if former is not None and former.peer is not peer:
+            former.peer.subscriptions.pop(recipient_id, None)
+            former.peer.waiting.discard(recipient_id)
+            self.add_event(former.peer, recipient_id, _END.encode(former.peer.version))
+        return subscription
+
+    def subscriber(self, queue: Queue) -> Peer | None:
+        """The connection that is subscribed to `queue`."""
+        subscription = self._current.get(queue.recipient_id)
+        return None if subscription is None else subscription.peer
+
+    def mark_delivered(self, subscription: Subscription, queue: Queue) -> bytes | None:
+        """The MSG with the first message, which now counts as delivered; None without one."""
+        message = self._store.head(queue)
+        if message is None:
+            subscription.delivered = None
+            return None
+        subscription.delivered = message.msg_id
+        return sealed_message(queue, message)
+
+    # -- delivering
+
+    def deliver(self, queue: Queue) -> None:
+        """Sends the first message to the subscriber, if there is one that can take it (§5.3)."""
+        subscription = self._current.get(queue.recipient_id)
+        if subscription is None or subscription.delivered is not None:
+            return
+        peer = subscription.peer
+        if peer.outlet.full:
+            subscription.waits = True
+            peer.waiting.add(queue.recipient_id)
+            return
+        message = self.mark_delivered(subscription, queue)
+        if message is not None:
+            peer.outlet.send((peer.framing.event(queue.recipient_id, message),))
+
+    def ready(self, peer: Peer) -> None:
+        """Sends what waited while `peer` was full."""
+        while peer.waiting and not peer.outlet.full:
+            recipient_id = peer.waiting.pop()
+            subscription = self._current.get(recipient_id)
+            if subscription is None or subscription.peer is not peer:
+                continue
+            subscription.waits = False
+            queue = self._store.by_recipient(recipient_id)
+            if queue is not None:
+                self.deliver(queue)
+
+    def acknowledge(self, peer: Peer, queue: Queue, msg_id: bytes) -> tuple[bytes, Message | None]:
+        """The answer to ACK and the message that it deleted (§4).
+
+        An empty id matches any delivered message but deletes none.
+        """
+        subscription = peer.subscriptions.get(queue.recipient_id)
+        if subscription is None or subscription.delivered is None:
+            return _NO_MESSAGE, None
+        if msg_id and subscription.delivered != msg_id:
+            return _NO_MESSAGE, None
+        removed = self._store.remove(queue, msg_id)
+        if subscription.getter:
+            subscription.delivered = None
+            return b"OK", removed
+        return self.mark_delivered(subscription, queue) or b"OK", removed
+
+    # -- ending
+
+    def add_event(self, peer: Peer, entity_id: bytes, message: bytes) -> None:
+        """Keeps an event for `peer` until the next round of `send_events` (§5.2)."""
+        self._events.setdefault(peer, []).append(peer.framing.event(entity_id, message))
+
+    def send_events(self) -> None:
+        """Sends the events that were kept, newest first; the full ones keep theirs."""
+        for peer in list(self._events):
+            if peer.outlet.full:
+                continue
+            events = self._events.pop(peer)
+            events.reverse()
+            self._counters.subscriptions_ended += len(events)
+            self._counters.subscriptions_ended_batches += len(events) // MAX_TRANSMISSIONS + 1
+            peer.outlet.send(events)
+
+    def send_now(self, queue: Queue, message: bytes) -> None:
+        """Sends an event about `queue` to its subscriber at once (§5.5)."""
+        peer = self.subscriber(queue)
+        if peer is not None:
+            peer.outlet.send((peer.framing.event(queue.recipient_id, message),))
+
+    def delete(self, queue: Queue, by: Peer | None) -> None:
+        """Ends all interest in a deleted queue; a subscriber other than `by` will be told."""
+        recipient_id = queue.recipient_id
+        if by is not None:
+            by.subscriptions.pop(recipient_id, None)
+            by.waiting.discard(recipient_id)
+        subscription = self._current.pop(recipient_id, None)
+        if subscription is not None and subscription.peer is not by:
+            peer = subscription.peer
+            peer.subscriptions.pop(recipient_id, None)
+            peer.waiting.discard(recipient_id)
+            self.add_event(peer, recipient_id, _DELETED.encode(peer.version))
+
+    def leave(self, peer: Peer) -> None:
+        """Forgets a connection that has ended; nobody is told."""
+        self._events.pop(peer, None)
+        for recipient_id, subscription in peer.subscriptions.items():
+            if self._current.get(recipient_id) is subscription:
+                del self._current[recipient_id]
+        peer.subscriptions.clear()
+        peer.waiting.clear()
+
+
+_NO_MESSAGE = b"ERR " + errors.NO_MSG.encode()
+
+
+def ended_service(count: int) -> bytes:
+    """ENDS for a service whose other connection took over `count` queues."""
+    return Ends(count).encode(0)
