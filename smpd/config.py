@@ -7,9 +7,10 @@ smpd.ini(5) document them for whoever runs a relay.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smpd.ini import (
     ConfigurationError,
@@ -27,11 +28,12 @@ from smpd.ini import (
     whole_number,
     words,
 )
+from txsimplex.addresses import DEFAULT_SMP_PORT, Host, HostKind, is_password
+from txsimplex.encoding import ParseError
+
+T = TypeVar("T")
 
 DEFAULT_PATH = Path("/etc/smpd/smpd.ini")
-DEFAULT_PORT = 5223
-"""The port of an address that names none (smp-wire.md §13)."""
-
 LEAST_VERSION = 6
 MOST_VERSION = 18
 
@@ -59,8 +61,8 @@ def _endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
 
 
 _ENDPOINT = (
-    "Twisted endpoint descriptions such as tcp:5223, tcp:5223:interface=\\:\\: "
-    "or unix:/run/smpd.sock:mode=600"
+    "one or more Twisted endpoint descriptions, such as tcp:5223, "
+    "tcp:5223:interface=\\:\\: or unix:/run/smpd.sock:mode=600"
 )
 
 
@@ -80,14 +82,25 @@ def _endpoint(description: str) -> str:
     return description
 
 
-def _read_endpoints(text: str) -> tuple[str, ...]:
-    descriptions = words(_endpoint, _ENDPOINT).read(text)
-    if not descriptions:
-        raise Refused(("nothing", "at least one endpoint, such as tcp:5223"))
-    for index, description in enumerate(descriptions):
-        if description in descriptions[:index]:
-            raise Refused((f"{quoted(description)} twice", "each endpoint once"))
-    return descriptions
+def _each_once(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        values = kind.read(text)
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise Refused((f"{quoted(str(value))} twice", "each once"))
+        return values
+
+    return Kind(read, kind.allowed)
+
+
+def _at_least_one(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
+    def read(text: str) -> tuple[T, ...]:
+        values = kind.read(text)
+        if not values:
+            raise Refused(("nothing", None))
+        return values
+
+    return Kind(read, kind.allowed)
 
 
 def _read_path(text: str) -> Path:
@@ -102,12 +115,25 @@ def _path() -> Kind[Path]:
 
 def _read_password(text: str) -> bytes:
     """Basic auth (smp-wire.md §1): bytes printable as Latin-1, no space, none of `@ : /`."""
-    password = text.encode()
-    if not 1 <= len(password) <= 255 or any(
-        not chr(byte).isprintable() or chr(byte) in " @:/" for byte in password
-    ):
+    password = text.encode("utf-8", "surrogatepass")
+    if not 1 <= len(password) <= 255 or not is_password(password):
         raise Refused(("", None))
     return password
+
+
+_HOSTS = "domain names, IPv4 or IPv6 addresses and onion names, such as smp.example.com"
+_DOMAIN = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def _host(text: str) -> Host:
+    """A host that one would print: more exact about domain names than what clients accept."""
+    try:
+        host = Host.parse(text)
+    except ParseError:
+        raise Refused((quoted(text), None)) from None
+    if host.kind is HostKind.DOMAIN and not _DOMAIN.fullmatch(text):
+        raise Refused((quoted(text), None))
+    return host
 
 
 _PASSWORD: Kind[bytes] = Kind(
@@ -126,23 +152,21 @@ class ServerSettings:
     directory where the configuration's own path is.
     """
 
-    listen: tuple[str, ...] = setting(Kind(_read_endpoints, _ENDPOINT), ("tcp:5223",))
-    hosts: tuple[str, ...] = setting(words(str, "names and addresses"), ())
+    listen: tuple[str, ...] = setting(
+        _at_least_one(_each_once(words(_endpoint, _ENDPOINT))), ("tcp:5223",)
+    )
+    hosts: tuple[Host, ...] = setting(_each_once(words(_host, _HOSTS)), ())
     certificate: Path = setting(_path(), Path("server.crt"))  # noqa: RUF009
     key: Path = setting(_path(), Path("server.key"))  # noqa: RUF009
     ca_certificate: Path = setting(_path(), Path("ca.crt"))  # noqa: RUF009
     address_port: int | None = setting(optional(whole_number(1, 65535)), None)
 
     @property
-    def port(self) -> int | None:
-        """The port of the printed address: None where it is the default one and is left out.
-
-        It is `address_port`, or that of the first `tcp` or `tcp6` endpoint.
-        """
-        port = self.address_port
-        if port is None:
-            port = next((p for d in self.listen if (p := _tcp_port(d))), DEFAULT_PORT)
-        return None if port == DEFAULT_PORT else port
+    def port(self) -> int:
+        """The port of the printed address: `address_port`, or that of the first TCP endpoint."""
+        if self.address_port is not None:
+            return self.address_port
+        return next((port for d in self.listen if (port := _tcp_port(d))), DEFAULT_SMP_PORT)
 
 
 def _tcp_port(description: str) -> int | None:

@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 
 from smpd.config import Settings, load, parse
 from smpd.ini import ConfigurationError, Fault
+from txsimplex.addresses import Host, HostKind
 
 HERE = Path("/etc/smpd")
 
@@ -171,7 +172,6 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("server.key", "", "the path of a file, from the configuration's own directory"),
         ("proxy.enabled", "on", "off, since proxying comes with a later version"),
         ("store.kind", "sqlite", "memory"),
-        ("server.listen", "", "at least one endpoint, such as tcp:5223"),
         ("server.listen", "tcp:65536", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "tcp:http", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "tcp:port=x", "a port from 0 to 65535 after tcp:"),
@@ -180,9 +180,16 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
 )
 def test_a_value_that_is_not_allowed(key: str, bad: str, allowed: str) -> None:
     section, name = key.split(".")
-    found = f'"{bad}"' if bad or name != "listen" else "nothing"
     assert fault(f"# a comment\n[{section}]\n\n{name} = {bad}\n") == (
-        f"smpd.ini, line 4: [{section}] {name}: found {found}; allowed: {allowed}."
+        f'smpd.ini, line 4: [{section}] {name}: found "{bad}"; allowed: {allowed}.'
+    )
+
+
+def test_no_endpoint() -> None:
+    assert fault("[server]\nlisten =") == (
+        "smpd.ini, line 2: [server] listen: found nothing; allowed: one or more Twisted endpoint "
+        "descriptions, such as tcp:5223, tcp:5223:interface=\\:\\: or "
+        "unix:/run/smpd.sock:mode=600."
     )
 
 
@@ -193,8 +200,34 @@ def test_endpoints_that_are_no_descriptions(bad: str) -> None:
 
 def test_an_endpoint_twice() -> None:
     assert fault("[server]\nlisten = tcp:1 tcp:2 tcp:1") == (
-        'smpd.ini, line 2: [server] listen: found "tcp:1" twice; allowed: each endpoint once.'
+        'smpd.ini, line 2: [server] listen: found "tcp:1" twice; allowed: each once.'
     )
+
+
+def test_hosts_of_every_kind() -> None:
+    hosts = settings("[server]\nhosts = a-1.example 192.0.2.7 [2001:DB8::1] abc.onion").server.hosts
+    assert hosts == (
+        Host(HostKind.DOMAIN, "a-1.example"),
+        Host(HostKind.IPV4, "192.0.2.7"),
+        Host(HostKind.IPV6, "2001:db8::1"),
+        Host(HostKind.ONION, "abc.onion"),
+    )
+    assert settings("[server]\nhosts =").server.hosts == ()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["a,b", "a:1", "192.256.0.1", "1.2.3.4x", "a.onion.com", "smp://x", "a=b", "b@c", "-a", "ü.de"],
+)
+def test_hosts_that_are_none(bad: str) -> None:
+    assert fault(f"[server]\nhosts = ok.example {bad}") == (
+        f'smpd.ini, line 2: [server] hosts: found "{bad}"; allowed: domain names, IPv4 or IPv6 '
+        "addresses and onion names, such as smp.example.com."
+    )
+
+
+def test_a_host_twice() -> None:
+    assert 'found "::1" twice' in fault("[server]\nhosts = ::1 [0:0::1]")
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_the_file() -> None:
@@ -233,16 +266,17 @@ ignored = 1
             "[section] or key = value."
         ),
         (
-            "smpd.ini, line 9: [queues] qouta: found an unknown key; allowed: new_queues, password, "
-            "quota, message_ttl, expiry_interval, expire_on_send (did you mean quota?)."
+            "smpd.ini, line 9: [queues] qouta: found an unknown key; allowed: new_queues, "
+            "password, quota, message_ttl, expiry_interval, expire_on_send (did you mean quota?)."
         ),
         (
             "smpd.ini, line 11: [queues] quota: found the key a second time; allowed: "
             "once, as in line 10."
         ),
         (
-            "smpd.ini, line 12: [Queues]: found an unknown section; allowed: server, protocol, "
-            "queues, delivery, notifications, inactive_clients, proxy, store (did you mean queues?)."
+            "smpd.ini, line 12: [Queues]: found an unknown section; allowed: server, "
+            "protocol, queues, delivery, notifications, inactive_clients, proxy, store "
+            "(did you mean queues?)."
         ),
         (
             "smpd.ini, line 14: [queues]: found the section a second time; allowed: "
@@ -271,16 +305,16 @@ def test_one_file_for_two_things() -> None:
 @pytest.mark.parametrize(
     ("listen", "address_port", "port"),
     [
-        ("tcp:5223", "", None),
+        ("tcp:5223", "", 5223),
         ("tcp:443 tcp:5223", "", 443),
-        ("tcp:443", "5223", None),
+        ("tcp:443", "5223", 5223),
         ("tcp:5223", "443", 443),
-        ("unix:/run/smpd.sock", "", None),
+        ("unix:/run/smpd.sock", "", 5223),
         ("unix:/run/smpd.sock tcp6:port=8443", "", 8443),
-        ("tcp:0", "", None),
+        ("tcp:0", "", 5223),
     ],
 )
-def test_the_port_of_the_printed_address(listen: str, address_port: str, port: int | None) -> None:
+def test_the_port_of_the_printed_address(listen: str, address_port: str, port: int) -> None:
     s = settings(f"[server]\nlisten = {listen}\naddress_port = {address_port}")
     assert s.server.port == port
 
