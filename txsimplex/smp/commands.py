@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Final, TypeVar
 
+from txsimplex.addresses import RelayLocation, is_password
 from txsimplex.encoding import (
     ParseError,
     Reader,
@@ -15,7 +16,6 @@ from txsimplex.encoding import (
     maybe,
     nonempty,
     short,
-    text,
     u16,
 )
 from txsimplex.keys import Algorithm, PublicKey
@@ -149,21 +149,9 @@ def encode_key(key: PublicKey) -> bytes:
 def basic_auth(reader: Reader) -> bytes:
     """A password of printable Latin-1 without space and ``@ : /`` (§1)."""
     password = reader.short()
-    if not is_basic_auth(password):
+    if not is_password(password):
         raise ParseError("not a password")
     return password
-
-
-def is_basic_auth(password: bytes) -> bool:
-    """Whether every byte may stand in a password (§1)."""
-    return not password.translate(None, _PASSWORD_BYTES)
-
-
-_PASSWORD_BYTES: Final = bytes(
-    byte
-    for byte in range(256)
-    if not (byte <= 0x20 or 0x7F <= byte <= 0xA0 or byte == 0xAD or byte in b"@:/")
-)
 
 
 # -- of the recipient
@@ -496,24 +484,6 @@ class Nsubs(Command):
 
 
 # -- private routing
-
-
-@dataclass(frozen=True, slots=True)
-class RelayLocation:
-    """Where a proxy finds a relay: host names, port (empty for the default) and identity."""
-
-    hosts: tuple[str, ...]
-    port: str
-    key_hash: bytes
-
-    def encode(self) -> bytes:
-        """The server as PRXY carries it (§10)."""
-        return nonempty(self.hosts, text) + text(self.port) + short(self.key_hash)
-
-    @classmethod
-    def read(cls, reader: Reader) -> RelayLocation:
-        """Reads what `encode` writes. Raises `ParseError`."""
-        return cls(tuple(reader.nonempty(reader.text)), reader.text(), reader.short())
 
 
 @_command(b"PRXY")

@@ -1,27 +1,30 @@
-"""The handshake of SMP (docs/spec/smp-wire.md §6).
+"""What relay and client make of each other's hellos (docs/spec/smp-wire.md §6).
 
-The server speaks first. Every hello is read leniently at its end: bytes after
-the known fields are ignored, so that later versions can add some.
+The server speaks first. Each side is an object that takes the content of the
+other's block and gives the content of its own next one; blocks of the handshake
+are never encrypted. It ends in a `Session`, or in a `HandshakeError`, after
+which the connection is to be closed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
-from txsimplex.encoding import (
-    ParseError,
-    Reader,
-    boolean,
-    large,
-    maybe,
-    nonempty,
-    short,
-    u16,
-)
-from txsimplex.keys import Algorithm, PublicKey
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from txsimplex.boxes import BlockChain, PlainBlocks, block_chains
+from txsimplex.encoding import ParseError
+from txsimplex.keys import Algorithm, PrivateKey, PublicKey, verify
 from txsimplex.smp.commands import Role
-from txsimplex.smp.errors import Error, decode_transport_error
+from txsimplex.smp.errors import Error
+from txsimplex.smp.hellos import ClientHello, ServerHello, ServerKey, ServiceHello, ServiceResponse
 from txsimplex.smp.versions import (
+    BLOCK_ENCRYPTION,
     IMPLIED_SESSION,
     LEGACY_RANGE,
     PROXY_FLAG,
@@ -29,142 +32,120 @@ from txsimplex.smp.versions import (
     VersionRange,
 )
 
+BAD_PARSE: Final = Error(("HANDSHAKE", "PARSE"))
+BAD_IDENTITY: Final = Error(("HANDSHAKE", "IDENTITY"))
+BAD_AUTH: Final = Error(("HANDSHAKE", "BAD_AUTH"))
+BAD_SERVICE: Final = Error(("HANDSHAKE", "BAD_SERVICE"))
+BAD_VERSION: Final = Error(("VERSION",))
+BAD_SESSION: Final = Error(("SESSION",))
 
-@dataclass(slots=True)
-class ServerKey:
-    """The server's chain (DER, leaf first) and its signed session key (DER, §6.4)."""
-
-    chain: list[bytes]
-    signed_key: bytes
+Blocks = BlockChain | PlainBlocks
+"""One direction of a session: `seal` makes blocks of contents, `open` the reverse."""
 
 
-@dataclass(slots=True)
-class ServerHello:
-    """The first block: versions offered, session id, and from version 7 on the key."""
+class HandshakeError(Exception):
+    """The handshake failed: the connection is to be closed.
 
-    versions: VersionRange
+    `error` is one of the transport errors of §12.4; `answer` the content of a
+    block to send before, if there is one (§6.3).
+    """
+
+    def __init__(self, error: Error, answer: bytes | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What both sides know after the handshake.
+
+    `versions` ends at the version of the session. `secret` is the X25519 secret of
+    the session keys (32 bytes), None where one side has none.
+    """
+
     session_id: bytes
-    key: ServerKey | None = None
+    versions: VersionRange
+    secret: bytes | None = field(repr=False)
+    proxy: bool
+    """Whether the client said, or is, that it is a proxy."""
 
-    def encode(self) -> bytes:
-        """The content of the block (§6.1)."""
-        data = self.versions.encode() + short(self.session_id)
-        if self.versions.maximum >= IMPLIED_SESSION and self.key is not None:
-            data += nonempty(self.key.chain, large) + large(self.key.signed_key)
-        return data
+    @property
+    def version(self) -> int:
+        """The version of the session."""
+        return self.versions.maximum
 
-    @classmethod
-    def decode(cls, content: bytes) -> ServerHello:
-        """Reads what `encode` writes. Raises `ParseError`.
+    @property
+    def encrypted(self) -> bool:
+        """Whether blocks after the handshake are encrypted (§7)."""
+        return self.version >= BLOCK_ENCRYPTION and not self.proxy and self.secret is not None
 
-        A key that cannot be read is taken as none, as the reference's client does.
-        """
-        reader = Reader(content)
-        hello = cls(VersionRange.read(reader), reader.short())
-        if hello.versions.maximum >= IMPLIED_SESSION:
-            try:
-                hello.key = ServerKey(reader.nonempty(reader.large), reader.large())
-            except ParseError:
-                hello.key = None
-        return hello
+    def _directions(self) -> tuple[Blocks, Blocks]:
+        if self.secret is None or not self.encrypted:
+            return PlainBlocks(), PlainBlocks()
+        return block_chains(self.session_id, self.secret)
 
 
-@dataclass(slots=True)
-class ServiceHello:
-    """A service client's role, chain and signed Ed25519 session key (§6.2)."""
+# -- the relay's side
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceClaim:
+    """A service client that has proved its certificate: the relay finds its record.
+
+    `fingerprint` is the SHA-256 of the identity certificate; `session_key`, of
+    Ed25519, signs for the service in this session.
+    """
 
     role: Role
-    chain: list[bytes]
-    signed_key: bytes
-
-    def encode(self) -> bytes:
-        """The value inside the client hello."""
-        return self.role.value + nonempty(self.chain, large) + large(self.signed_key)
-
-    @classmethod
-    def read(cls, reader: Reader) -> ServiceHello:
-        """Reads what `encode` writes. Raises `ParseError`."""
-        try:
-            role = Role(reader.take(1))
-        except ValueError:
-            raise ParseError("not a role") from None
-        return cls(role, reader.nonempty(reader.large), reader.large())
+    chain: tuple[bytes, ...]
+    fingerprint: bytes
+    session_key: PublicKey
 
 
-@dataclass(slots=True)
-class ClientHello:
-    """The second block: the version chosen, whom the client means, its key and flags."""
+@dataclass(frozen=True, slots=True)
+class RelaySession(Session):
+    """A session as the relay knows it: with a service if the client has proved one.
 
-    version: int
-    key_hash: bytes
-    key: PublicKey | None = None
-    proxy: bool = False
-    service: ServiceHello | None = None
+    For a service the relay sends one more block of the handshake, made by
+    `accept_service` or `refuse_service`.
+    """
 
-    def encode(self) -> bytes:
-        """The content of the block (§6.2)."""
-        data = u16(self.version) + short(self.key_hash)
-        if self.version >= IMPLIED_SESSION and self.key is not None:
-            data += short(self.key.encode())
-        if self.version >= PROXY_FLAG:
-            data += boolean(self.proxy)
-        if self.version >= SERVICE_CERTIFICATES:
-            data += maybe(self.service, ServiceHello.encode)
-        return data
+    service: ServiceClaim | None = None
 
-    @classmethod
-    def decode(cls, content: bytes) -> ClientHello:
-        """Reads what `encode` writes. Raises `ParseError`.
-
-        The key has no tag of its own: bytes that are not an X25519 key are left
-        for the next field.
-        """
-        reader = Reader(content)
-        hello = cls(reader.u16(), reader.short())
-        if hello.version >= IMPLIED_SESSION:
-            hello.key = _optional_key(reader)
-        if hello.version >= PROXY_FLAG:
-            hello.proxy = reader.bool()
-        if hello.version >= SERVICE_CERTIFICATES:
-            hello.service = reader.maybe(lambda: ServiceHello.read(reader))
-        return hello
+    def blocks(self) -> tuple[Blocks, Blocks]:
+        """How blocks received are opened and blocks sent are sealed, from the first on."""
+        to_client, to_relay = self._directions()
+        return to_relay, to_client
 
 
-def _optional_key(reader: Reader) -> PublicKey | None:
-    start = reader.position
-    try:
-        key = PublicKey.decode(reader.short())
-        if key.algorithm is Algorithm.X25519:
-            return key
-    except ParseError:
-        pass
-    reader.position = start
-    return None
+def accept_service(service_id: bytes) -> bytes:
+    """The content of the block for a service that the relay knows or has now made."""
+    return ServiceResponse(service_id).encode()
 
 
-@dataclass(slots=True)
-class ServiceResponse:
-    """The third block, only for services: their id, or why they are refused (§6.3)."""
+def refuse_service() -> HandshakeError:
+    """The end of the handshake for a service that has another role, or cannot be stored."""
+    return _refusal(BAD_SERVICE)
 
-    service_id: bytes | None = None
-    error: Error | None = None
 
-    def encode(self) -> bytes:
-        """The content of the block."""
-        if self.error is not None:
-            return b"E" + self.error.encode()
-        return b"R" + short(self.service_id or b"")
+def _refusal(error: Error) -> HandshakeError:
+    return HandshakeError(error, ServiceResponse(error=error).encode())
 
-    @classmethod
-    def decode(cls, content: bytes) -> ServiceResponse:
-        """Reads what `encode` writes. Raises `ParseError`."""
-        reader = Reader(content)
-        tag = reader.take(1)
-        if tag == b"R":
-            return cls(service_id=reader.short())
-        if tag == b"E":
-            return cls(error=decode_transport_error(reader.rest()))
-        raise ParseError("neither accepted nor refused")
+
+class RelayIdentity:
+    """What a relay shows to every client.
+
+    `chain` is its certificates (DER, leaf first), `signing_key` the key of the leaf
+    and `key_hash` the SHA-256 of the identity certificate.
+    """
+
+    __slots__ = ("chain", "key_hash", "signing_key")
+
+    def __init__(self, chain: Sequence[bytes], signing_key: PrivateKey, key_hash: bytes) -> None:
+        self.chain = list(chain)
+        self.signing_key = signing_key
+        self.key_hash = key_hash
 
 
 def offered(versions: VersionRange, alpn: bytes | None) -> VersionRange | None:
@@ -175,9 +156,244 @@ def offered(versions: VersionRange, alpn: bytes | None) -> VersionRange | None:
     return versions if alpn is not None else versions.intersection(LEGACY_RANGE)
 
 
-HANDSHAKE_PARSE = Error(("HANDSHAKE", "PARSE"))
-HANDSHAKE_IDENTITY = Error(("HANDSHAKE", "IDENTITY"))
-HANDSHAKE_BAD_AUTH = Error(("HANDSHAKE", "BAD_AUTH"))
-HANDSHAKE_BAD_SERVICE = Error(("HANDSHAKE", "BAD_SERVICE"))
-VERSION_MISMATCH = Error(("VERSION",))
-WRONG_SESSION = Error(("SESSION",))
+class RelayHandshake:
+    """The relay's side of one connection.
+
+    `session_key` is an X25519 key made for this connection; `alpn` what TLS has
+    agreed on and `client_chain` what the client has presented there (DER, leaf
+    first), both known before the first block.
+    """
+
+    def __init__(
+        self,
+        identity: RelayIdentity,
+        versions: VersionRange,
+        session_id: bytes,
+        session_key: PrivateKey,
+        alpn: bytes | None,
+        client_chain: Sequence[bytes] = (),
+    ) -> None:
+        self._identity = identity
+        self._versions = offered(versions, alpn)
+        self._session_id = session_id
+        self._session_key = session_key
+        self._client_chain = client_chain
+
+    def hello(self) -> bytes:
+        """The content of the first block. `HandshakeError` when no version is on offer."""
+        if self._versions is None:
+            raise HandshakeError(BAD_VERSION)
+        hello = ServerHello(self._versions, self._session_id)
+        if self._versions.maximum >= IMPLIED_SESSION:
+            identity = self._identity
+            signed = _signed_key(self._session_key.public, identity.signing_key)
+            hello.key = ServerKey(identity.chain, signed)
+        return hello.encode()
+
+    def receive(self, content: bytes) -> RelaySession:
+        """The session that the content of the client's block asks for.
+
+        Raises `HandshakeError`.
+        """
+        try:
+            hello = ClientHello.decode(content)
+        except ParseError:
+            raise HandshakeError(BAD_PARSE) from None
+        if hello.key_hash != self._identity.key_hash:
+            raise HandshakeError(BAD_IDENTITY)
+        versions = None if self._versions is None else self._versions.cap(hello.version)
+        if versions is None:
+            raise HandshakeError(BAD_VERSION)
+        secret = None if hello.key is None else self._session_key.exchange(hello.key)
+        service = None if hello.service is None else self._claim(hello.service)
+        return RelaySession(self._session_id, versions, secret, hello.proxy, service)
+
+    def _claim(self, hello: ServiceHello) -> ServiceClaim:
+        identity = _identity_certificate(hello.chain, self_signed=True)
+        if identity is None or hello.chain != list(self._client_chain):
+            raise _refusal(BAD_AUTH)
+        key = _verified_key(hello.signed_key, hello.chain[0], Algorithm.ED25519)
+        if key is None:
+            raise _refusal(BAD_AUTH)
+        fingerprint = hashlib.sha256(identity).digest()
+        return ServiceClaim(hello.role, tuple(hello.chain), fingerprint, key)
+
+
+# -- the client's side
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceIdentity:
+    """What a service client shows: its chain (DER, leaf first) and the key of the leaf.
+
+    Only for relays that have asked for a certificate in TLS, where the same chain
+    is presented.
+    """
+
+    role: Role
+    chain: Sequence[bytes]
+    signing_key: PrivateKey
+    session_key: PrivateKey
+    """Of Ed25519, made for this connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSession(Session):
+    """A session as the client knows it, and the content of the client's block.
+
+    `relay_key` is the relay's session key, for X25519 authenticators; None where
+    the relay sent none. If `service` is true, the relay sends one more block of the
+    handshake, read by `service_id`.
+    """
+
+    hello: bytes = field(repr=False)
+    relay_key: PublicKey | None
+    service: bool
+
+    def blocks(self) -> tuple[Blocks, Blocks]:
+        """How blocks received are opened and blocks sent are sealed, from the first on."""
+        to_client, to_relay = self._directions()
+        return to_client, to_relay
+
+
+class ClientHandshake:
+    """The client's side of one connection.
+
+    `key_hash` is the identity in the relay's address and `relay_chain` what the
+    relay has presented in TLS (DER, leaf first), checked there. `session_key` is an
+    X25519 key made for this connection, or None for none.
+    """
+
+    def __init__(
+        self,
+        versions: VersionRange,
+        session_id: bytes,
+        key_hash: bytes,
+        relay_chain: Sequence[bytes],
+        session_key: PrivateKey | None,
+        *,
+        proxy: bool = False,
+        service: ServiceIdentity | None = None,
+    ) -> None:
+        self._versions = versions
+        self._session_id = session_id
+        self._key_hash = key_hash
+        self._relay_chain = relay_chain
+        self._session_key = session_key
+        self._proxy = proxy
+        self._service = service
+
+    def receive(self, content: bytes) -> ClientSession:
+        """The session from the content of the relay's block. Raises `HandshakeError`."""
+        try:
+            hello = ServerHello.decode(content)
+        except ParseError:
+            raise HandshakeError(BAD_PARSE) from None
+        if hello.session_id != self._session_id:
+            raise HandshakeError(BAD_SESSION)
+        versions = self._agreed(hello.versions)
+        if versions is None:
+            raise HandshakeError(BAD_VERSION)
+        relay_key = None if hello.key is None else self._checked_key(hello.key)
+        key = self._session_key
+        service = self._service if versions.maximum >= SERVICE_CERTIFICATES else None
+        answer = ClientHello(
+            versions.maximum,
+            self._key_hash,
+            None if key is None else key.public,
+            self._proxy,
+            None if service is None else _service_hello(service),
+        )
+        return ClientSession(
+            self._session_id,
+            versions,
+            None if key is None or relay_key is None else key.exchange(relay_key),
+            self._proxy,
+            answer.encode(),
+            relay_key,
+            service is not None,
+        )
+
+    def _agreed(self, versions: VersionRange) -> VersionRange | None:
+        both = self._versions.intersection(versions)
+        if both is not None and self._proxy and BLOCK_ENCRYPTION <= both.maximum < PROXY_FLAG:
+            # The client hello of these versions cannot say that it comes from a proxy,
+            # so the relay would encrypt and the proxy not.
+            return both.cap(BLOCK_ENCRYPTION - 1)
+        return both
+
+    def _checked_key(self, given: ServerKey) -> PublicKey:
+        identity = _identity_certificate(given.chain, self_signed=False)
+        if identity is None or hashlib.sha256(identity).digest() != self._key_hash:
+            raise HandshakeError(BAD_AUTH)
+        if not self._relay_chain:
+            raise HandshakeError(BAD_AUTH)
+        key = _verified_key(given.signed_key, self._relay_chain[0], Algorithm.X25519)
+        if key is None:
+            raise HandshakeError(BAD_AUTH)
+        return key
+
+
+def service_id(content: bytes) -> bytes:
+    """The id of the service from the content of the relay's second block (§6.3).
+
+    Raises `HandshakeError`.
+    """
+    try:
+        response = ServiceResponse.decode(content)
+    except ParseError:
+        raise HandshakeError(BAD_PARSE) from None
+    if response.service_id is None:
+        raise HandshakeError(response.error or BAD_PARSE)
+    return response.service_id
+
+
+def _service_hello(service: ServiceIdentity) -> ServiceHello:
+    signed = _signed_key(service.session_key.public, service.signing_key)
+    return ServiceHello(service.role, list(service.chain), signed)
+
+
+# -- certificates
+
+
+def _identity_certificate(chain: Sequence[bytes], *, self_signed: bool) -> bytes | None:
+    """The certificate whose hash is the identity: second of 2 to 4, or the only one (§4.2)."""
+    if len(chain) == 1:
+        return chain[0] if self_signed else None
+    return chain[1] if 2 <= len(chain) <= 4 else None
+
+
+_SIGNED_KEY_FORMS: Final = {
+    Algorithm.ED25519: ("3078", "300506032b6570034100"),
+    Algorithm.ED448: ("3081aa", "300506032b6571037300"),
+}
+
+
+def _signed_key(key: PublicKey, signing_key: PrivateKey) -> bytes:
+    head, tail = _SIGNED_KEY_FORMS[signing_key.algorithm]
+    content = b"\x30\x2c" + key.encode()
+    return bytes.fromhex(head) + content + bytes.fromhex(tail) + signing_key.sign(content)
+
+
+def _verified_key(signed: bytes, certificate: bytes, algorithm: Algorithm) -> PublicKey | None:
+    try:
+        loaded = x509.load_der_x509_certificate(certificate).public_key()
+        signer = PublicKey.decode(
+            loaded.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        )
+    except (ValueError, ParseError, UnsupportedAlgorithm):
+        return None
+    if signer.algorithm not in _SIGNED_KEY_FORMS:
+        return None
+    head, tail = (bytes.fromhex(part) for part in _SIGNED_KEY_FORMS[signer.algorithm])
+    middle = len(head) + 46
+    content, end = signed[len(head) : middle], middle + len(tail)
+    if signed[: len(head)] != head or signed[middle:end] != tail or content[:2] != b"\x30\x2c":
+        return None
+    try:
+        key = PublicKey.decode(content[2:])
+    except ParseError:
+        return None
+    if key.algorithm is not algorithm or not verify(signer, content, signed[end:]):
+        return None
+    return key
