@@ -380,7 +380,7 @@ class Execution:
         raise CommandError(errors.PROXY_NO_SESSION)
 
     def _rfwd(self, peer: Peer, t: Transmission, command: c.Rfwd, queue: None) -> Answer:
-        if peer.session_key is None:
+        if not peer.has_client_key:
             raise CommandError(errors.Error(("PROXY", "BROKER", "TRANSPORT", "NO_AUTH")))
         raise CommandError(errors.CRYPTO)
 

@@ -52,6 +52,7 @@ class Peer:
 
     __slots__ = (
         "framing",
+        "has_client_key",
         "notifier_ids",
         "outlet",
         "secrets",
@@ -70,12 +71,15 @@ class Peer:
         session_key: PrivateKey | None,
         outlet: Outlet,
         service: PeerService | None = None,
+        *,
+        has_client_key: bool = False,
     ) -> None:
         self.framing = framing
         self.version = framing.version
         self.session_key = session_key
         self.outlet = outlet
         self.service = service
+        self.has_client_key = has_client_key
         self.subscriptions: dict[bytes, Subscription] = {}
         self.notifier_ids: set[bytes] = set()
         self.service_notifiers = 0

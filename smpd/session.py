@@ -1,0 +1,295 @@
+"""One connection of the relay: handshake, blocks in, blocks out, back-pressure.
+
+The edge between a block transport and the relay: what it knows of the protocol is
+blocks and the handshake (docs/spec/smp-server.md §2, smp-wire.md §6, §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from OpenSSL import SSL
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from smpd.peers import Peer, PeerService
+from smpd.relay import Outcome, Relay
+from smpd.stores.interface import RoleMismatch, StoreError
+from txsimplex.blocks_transport import BLOCK_SIZE, BlockTransport
+from txsimplex.boxes import BoxError, PlainBlocks
+from txsimplex.certificates import CertificateError, check_client_chain
+from txsimplex.encoding import ParseError
+from txsimplex.keys import Algorithm, PrivateKey, Random
+from txsimplex.smp.handshake import (
+    Blocks,
+    HandshakeError,
+    RelayHandshake,
+    RelayIdentity,
+    RelaySession,
+    ServiceClaim,
+    accept_service,
+    refuse_service,
+)
+from txsimplex.smp.transmissions import BAD_BLOCK, Framing, TooLarge, frame, pack
+from txsimplex.smp.versions import SMP_RANGE, VersionRange
+
+_FEW_ANSWERS = 4
+"""Up to this many answers share a block with the first message (smp-server.md §2.2)."""
+
+_PLAIN = PlainBlocks()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """`handshake_time` in seconds from TLS to the end of the handshake; `send_queue` in blocks.
+
+    While that many blocks wait to be written, a connection gets no messages of others.
+    """
+
+    handshake_time: float = 120.0
+    send_queue: int = 128
+    versions: VersionRange = SMP_RANGE
+
+
+class Session:
+    """One connection; the receiver of its blocks and the outlet of its peer."""
+
+    __slots__ = (
+        "_factory",
+        "_handshake",
+        "_incoming",
+        "_outgoing",
+        "_paused",
+        "_relay",
+        "_session_key",
+        "_time_limit",
+        "_transport",
+        "active_at",
+        "peer",
+    )
+
+    def __init__(self, factory: SessionFactory) -> None:
+        self._factory = factory
+        self._relay = factory.relay
+        self._transport: BlockTransport | None = None
+        self._handshake: RelayHandshake | None = None
+        self._session_key: PrivateKey | None = None
+        self._time_limit: IDelayedCall | None = None
+        self._incoming: Blocks = _PLAIN
+        self._outgoing: Blocks = _PLAIN
+        self._paused = False
+        self.peer: Peer | None = None
+        self.active_at = factory.now()
+
+    # -- the transport's receiver
+
+    def secured(self, transport: BlockTransport) -> None:
+        """TLS is set up: the relay speaks first."""
+        self._transport = transport
+        factory = self._factory
+        chain = transport.peer_chain
+        if chain:
+            try:
+                check_client_chain(chain, factory.today())
+            except CertificateError:
+                transport.abortConnection()
+                return
+        session_key = PrivateKey.generate(Algorithm.X25519, factory.random)
+        self._session_key = session_key
+        limits = factory.limits
+        self._handshake = RelayHandshake(
+            factory.identity,
+            limits.versions,
+            transport.session_id,
+            session_key,
+            transport.alpn,
+            chain,
+        )
+        try:
+            hello = self._handshake.hello()
+        except HandshakeError:
+            transport.loseConnection()
+            return
+        self._time_limit = factory.call_later(limits.handshake_time, transport.abortConnection)
+        transport.sendBlock(_PLAIN.seal(hello))
+
+    def blockReceived(self, block: bytes) -> None:
+        """A block from the client."""
+        self.active_at = self._factory.now()
+        peer = self.peer
+        if peer is None:
+            self._receive_hello(block)
+            return
+        try:
+            content = self._incoming.open(block)
+        except (BoxError, ParseError):
+            outcome = self._relay.process(peer, (BAD_BLOCK,))
+        else:
+            outcome = self._relay.process(peer, peer.framing.read_commands(content))
+        self._answer(outcome)
+
+    def pauseProducing(self) -> None:
+        """The client reads slower than it is answered: it is not read from either."""
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pauseReading()
+
+    def resumeProducing(self) -> None:
+        """The client has caught up."""
+        self._paused = False
+        if self._transport is not None:
+            self._transport.resumeReading()
+        if self.peer is not None:
+            self._relay.ready(self.peer)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone."""
+        self._end_time_limit()
+        self._transport = None
+        self._handshake = None
+        if self.peer is not None:
+            self._relay.leave(self.peer)
+        self._factory.sessions.discard(self)
+
+    # -- the handshake
+
+    def _receive_hello(self, block: bytes) -> None:
+        transport, handshake = self._transport, self._handshake
+        if transport is None or handshake is None:
+            return
+        self._handshake = None
+        try:
+            session = handshake.receive(_PLAIN.open(block))
+            service = None if session.service is None else self._serve(session.service)
+        except HandshakeError as error:
+            if error.answer is not None:
+                transport.sendBlock(_PLAIN.seal(error.answer))
+            transport.loseConnection()
+            return
+        except ParseError:
+            transport.loseConnection()
+            return
+        if service is not None:
+            transport.sendBlock(_PLAIN.seal(accept_service(service.service_id)))
+        self._end_time_limit()
+        self._start(session, service, transport.alpn)
+
+    def _serve(self, claim: ServiceClaim) -> PeerService:
+        try:
+            service = self._relay.service(claim.role, claim.chain, claim.fingerprint)
+        except (RoleMismatch, StoreError):
+            raise refuse_service() from None
+        return PeerService(
+            service.service_id, claim.role, claim.fingerprint, claim.session_key
+        )
+
+    def _start(self, session: RelaySession, service: PeerService | None, alpn: bytes | None) -> None:
+        self._incoming, self._outgoing = session.blocks()
+        shown = self._session_key if alpn is not None else None
+        self._session_key = None
+        self.peer = Peer(
+            Framing(session.version, session.session_id),
+            shown,
+            self,
+            service,
+            has_client_key=session.secret is not None,
+        )
+
+    def _end_time_limit(self) -> None:
+        if self._time_limit is not None and self._time_limit.active():
+            self._time_limit.cancel()
+        self._time_limit = None
+
+    # -- sending
+
+    @property
+    def full(self) -> bool:
+        """Whether so many blocks wait that the client gets no messages of others."""
+        transport = self._transport
+        if transport is None:
+            return True
+        return transport.buffered >= self._factory.limits.send_queue * BLOCK_SIZE
+
+    def send(self, transmissions: Sequence[bytes]) -> None:
+        """Sends transmissions in as few blocks as hold them."""
+        transport = self._transport
+        if transport is None:
+            return
+        if len(transmissions) == 1:
+            transport.sendBlock(self._outgoing.seal(frame(transmissions)))
+            return
+        for content in pack(transmissions):
+            if not isinstance(content, TooLarge):
+                transport.sendBlock(self._outgoing.seal(content))
+
+    def _answer(self, outcome: Outcome) -> None:
+        """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""
+        answers, messages = outcome.answers, outcome.messages
+        if outcome.refused:
+            self.send(outcome.refused)
+        if messages and len(answers) <= _FEW_ANSWERS:
+            self.send([*answers, messages[0]])
+            messages = messages[1:]
+        elif answers:
+            self.send(answers)
+        for message in messages:
+            self.send((message,))
+
+    # -- by the relay's service
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may be closed for inactivity: it is set up and subscribed to nothing."""
+        peer = self.peer
+        if peer is None or peer.notifier_ids or peer.service_subscribed or peer.service_notifiers:
+            return False
+        return all(subscription.getter for subscription in peer.subscriptions.values())
+
+    def close(self) -> None:
+        """Ends the connection in order."""
+        if self._transport is not None:
+            self._transport.loseConnection()
+
+
+class SessionFactory:
+    """Makes the sessions of a relay.
+
+    `context` is the TLS context of the next connection; replacing it and `identity`
+    together is how a new certificate comes into use. `now` gives seconds of any
+    epoch, for inactivity; `today` the time that certificates are checked at.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        identity: RelayIdentity,
+        context: SSL.Context,
+        limits: SessionLimits,
+        reactor: IReactorTime,
+        random: Random,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.relay = relay
+        self.identity = identity
+        self.context = context
+        self.limits = limits
+        self.random = random
+        self.today = today
+        self.now = reactor.seconds
+        self.call_later = reactor.callLater
+        self.sessions: set[Session] = set()
+
+    def buildReceiver(self, address: IAddress) -> Session:
+        """A session for a connection that was just accepted."""
+        session = Session(self)
+        self.sessions.add(session)
+        return session
+
+    def close_idle(self, ttl: float) -> None:
+        """Closes the connections that are subscribed to nothing and silent for `ttl` seconds."""
+        before = self.now() - ttl
+        for session in list(self.sessions):
+            if session.active_at < before and session.idle:
+                session.close()
