@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 T = TypeVar("T")
 
 _SECTION = re.compile(r"\[\s*([^\]]*?)\s*\]")
+_COMMENTED = re.compile(r"#([a-z_]+) =")
 _SHOWN = 60
 """How many characters of a value a fault shows."""
 
@@ -160,6 +161,39 @@ def optional(kind: Kind[T]) -> Kind[T | None]:
     return Kind(
         lambda text: kind.read(text) if text else None, f"nothing, or {kind.allowed}", kind.secret
     )
+
+
+def kind_of(settings: type[Any], section: str, key: str) -> Kind[Any]:
+    """The kind of a key, which is in no file here, such as that of an option with its meaning."""
+    (found,) = (
+        key_field.metadata["kind"]
+        for section_field in fields(settings)
+        if section_field.name == section
+        for key_field in fields(section_class(section_field))
+        if key_field.name == key
+    )
+    return cast("Kind[Any]", found)
+
+
+def filled_in(template: str, values: Mapping[tuple[str, str], str]) -> str:
+    """A documented file with some of its commented keys set.
+
+    `values` maps section and key to the text of a value of one line. Raises
+    `KeyError` for a key that `template` does not have as `#key =`.
+    """
+    left = dict(values)
+    section = ""
+    lines = template.split("\n")
+    for number, line in enumerate(lines):
+        if heading := _SECTION.fullmatch(line):
+            section = heading[1]
+        elif commented := _COMMENTED.match(line):
+            value = left.pop((section, commented[1]), None)
+            if value is not None:
+                lines[number] = f"{commented[1]} = {value}"
+    if left:
+        raise KeyError(next(iter(left)))
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
