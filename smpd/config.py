@@ -28,7 +28,15 @@ from smpd.ini import (
     whole_number,
     words,
 )
-from txsimplex.addresses import DEFAULT_SMP_PORT, Host, HostKind, is_password
+from txsimplex.addresses import (
+    DEFAULT_SMP_PORT,
+    Host,
+    HostKind,
+    RelayLocation,
+    Scheme,
+    ServerAddress,
+    is_password,
+)
 from txsimplex.encoding import ParseError
 
 T = TypeVar("T")
@@ -258,6 +266,19 @@ class Settings:
     inactive_clients: InactiveClientSettings = field(default_factory=InactiveClientSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+
+    def address(self, key_hash: bytes) -> ServerAddress | None:
+        """The relay's address with its password, None without hosts.
+
+        `key_hash` is the fingerprint of the relay's identity. The default port is
+        left out (smp-wire.md §13).
+        """
+        if not self.server.hosts:
+            return None
+        port = "" if self.server.port == DEFAULT_SMP_PORT else str(self.server.port)
+        password = None if self.queues.password is None else self.queues.password.decode()
+        location = RelayLocation(self.server.hosts, port, key_hash)
+        return ServerAddress(Scheme.SMP, location, password)
 
 
 def parse(text: str, file_name: str, directory: Path) -> Settings:

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from smpd.config import Settings, load, parse
 from smpd.ini import ConfigurationError, Fault
-from txsimplex.addresses import Host, HostKind
+from txsimplex.addresses import Host, HostKind, ServerAddress
 
 HERE = Path("/etc/smpd")
 
@@ -317,6 +317,28 @@ def test_one_file_for_two_things() -> None:
 def test_the_port_of_the_printed_address(listen: str, address_port: str, port: int) -> None:
     s = settings(f"[server]\nlisten = {listen}\naddress_port = {address_port}")
     assert s.server.port == port
+
+
+KEY_HASH = bytes(range(32))
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("[server]\nhosts = a.example", "@a.example"),
+        ("[server]\nhosts = a.example b.onion\naddress_port = 443", "@a.example,b.onion:443"),
+        ("[server]\nhosts = ::1\nlisten = tcp:99", "@[::1]:99"),
+        ("[server]\nhosts = a.example\n[queues]\npassword = pä%ss", ":pä%ss@a.example"),
+    ],
+)
+def test_the_address(text: str, rest: str) -> None:
+    address = settings(text).address(KEY_HASH)
+    assert str(address) == "smp://AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=" + rest
+    assert ServerAddress.parse(str(address)) == address
+
+
+def test_without_hosts_there_is_no_address() -> None:
+    assert settings("").address(KEY_HASH) is None
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
