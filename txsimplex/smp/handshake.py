@@ -8,18 +8,21 @@ which the connection is to be closed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from txsimplex.boxes import BlockChain, PlainBlocks, block_chains
+from txsimplex.certificates import (
+    Certificate,
+    CertificateError,
+    SignedKey,
+    fingerprint,
+    identity_of,
+    service_fingerprint,
+)
 from txsimplex.encoding import ParseError
-from txsimplex.keys import Algorithm, PrivateKey, PublicKey, verify
+from txsimplex.keys import Algorithm, PrivateKey, PublicKey
 from txsimplex.smp.commands import Role
 from txsimplex.smp.errors import Error
 from txsimplex.smp.hellos import ClientHello, ServerHello, ServerKey, ServiceHello, ServiceResponse
@@ -186,8 +189,8 @@ class RelayHandshake:
         hello = ServerHello(self._versions, self._session_id)
         if self._versions.maximum >= IMPLIED_SESSION:
             identity = self._identity
-            signed = _signed_key(self._session_key.public, identity.signing_key)
-            hello.key = ServerKey(identity.chain, signed)
+            signed = SignedKey.sign(self._session_key.public, identity.signing_key)
+            hello.key = ServerKey(identity.chain, signed.encode())
         return hello.encode()
 
     def receive(self, content: bytes) -> RelaySession:
@@ -209,14 +212,16 @@ class RelayHandshake:
         return RelaySession(self._session_id, versions, secret, hello.proxy, service)
 
     def _claim(self, hello: ServiceHello) -> ServiceClaim:
-        identity = _identity_certificate(hello.chain, self_signed=True)
-        if identity is None or hello.chain != list(self._client_chain):
+        chain = hello.chain
+        if chain != list(self._client_chain):
             raise _refusal(BAD_AUTH)
-        key = _verified_key(hello.signed_key, hello.chain[0], Algorithm.ED25519)
+        key = _verified_key(hello.signed_key, chain[0], Algorithm.ED25519)
         if key is None:
             raise _refusal(BAD_AUTH)
-        fingerprint = hashlib.sha256(identity).digest()
-        return ServiceClaim(hello.role, tuple(hello.chain), fingerprint, key)
+        try:
+            return ServiceClaim(hello.role, tuple(chain), service_fingerprint(chain), key)
+        except CertificateError:
+            raise _refusal(BAD_AUTH) from None
 
 
 # -- the client's side
@@ -323,8 +328,11 @@ class ClientHandshake:
         return both
 
     def _checked_key(self, given: ServerKey) -> PublicKey:
-        identity = _identity_certificate(given.chain, self_signed=False)
-        if identity is None or hashlib.sha256(identity).digest() != self._key_hash:
+        try:
+            identity = identity_of(given.chain)
+        except CertificateError:
+            raise HandshakeError(BAD_AUTH) from None
+        if len(given.chain) < 2 or fingerprint(identity) != self._key_hash:
             raise HandshakeError(BAD_AUTH)
         if not self._relay_chain:
             raise HandshakeError(BAD_AUTH)
@@ -349,51 +357,16 @@ def service_id(content: bytes) -> bytes:
 
 
 def _service_hello(service: ServiceIdentity) -> ServiceHello:
-    signed = _signed_key(service.session_key.public, service.signing_key)
-    return ServiceHello(service.role, list(service.chain), signed)
-
-
-# -- certificates
-
-
-def _identity_certificate(chain: Sequence[bytes], *, self_signed: bool) -> bytes | None:
-    """The certificate whose hash is the identity: second of 2 to 4, or the only one (§4.2)."""
-    if len(chain) == 1:
-        return chain[0] if self_signed else None
-    return chain[1] if 2 <= len(chain) <= 4 else None
-
-
-_SIGNED_KEY_FORMS: Final = {
-    Algorithm.ED25519: ("3078", "300506032b6570034100"),
-    Algorithm.ED448: ("3081aa", "300506032b6571037300"),
-}
-
-
-def _signed_key(key: PublicKey, signing_key: PrivateKey) -> bytes:
-    head, tail = _SIGNED_KEY_FORMS[signing_key.algorithm]
-    content = b"\x30\x2c" + key.encode()
-    return bytes.fromhex(head) + content + bytes.fromhex(tail) + signing_key.sign(content)
+    signed = SignedKey.sign(service.session_key.public, service.signing_key)
+    return ServiceHello(service.role, list(service.chain), signed.encode())
 
 
 def _verified_key(signed: bytes, certificate: bytes, algorithm: Algorithm) -> PublicKey | None:
+    """The key in `signed` if the key of `certificate` has signed it, and it is of `algorithm`."""
     try:
-        loaded = x509.load_der_x509_certificate(certificate).public_key()
-        signer = PublicKey.decode(
-            loaded.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        )
-    except (ValueError, ParseError, UnsupportedAlgorithm):
-        return None
-    if signer.algorithm not in _SIGNED_KEY_FORMS:
-        return None
-    head, tail = (bytes.fromhex(part) for part in _SIGNED_KEY_FORMS[signer.algorithm])
-    middle = len(head) + 46
-    content, end = signed[len(head) : middle], middle + len(tail)
-    if signed[: len(head)] != head or signed[middle:end] != tail or content[:2] != b"\x30\x2c":
-        return None
-    try:
-        key = PublicKey.decode(content[2:])
+        given, signer = SignedKey.decode(signed), Certificate.decode(certificate).key
     except ParseError:
         return None
-    if key.algorithm is not algorithm or not verify(signer, content, signed[end:]):
+    if signer is None or given.key.algorithm is not algorithm or not given.verify(signer):
         return None
-    return key
+    return given.key
