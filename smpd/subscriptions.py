@@ -12,7 +12,7 @@ from smpd.queues import Message, Queue
 from smpd.stores.interface import Store
 from txsimplex.encoding import short
 from txsimplex.smp import errors
-from txsimplex.smp.bodies import encode_message_body, encode_quota_body, seal_body
+from txsimplex.smp.bodies import encode_quota_body, seal_body, seal_message
 from txsimplex.smp.messages import Deld, End, Ends
 from txsimplex.smp.transmissions import MAX_TRANSMISSIONS
 
@@ -22,11 +22,12 @@ _DELETED = Deld()
 
 def sealed_message(queue: Queue, message: Message) -> bytes:
     """MSG with `message` encrypted to the recipient of `queue` (smp-wire.md §14.2)."""
-    if message.body is None:
-        plain = encode_quota_body(message.timestamp)
+    msg_id, timestamp, body = message.msg_id, message.timestamp, message.body
+    if body is None:
+        sealed = seal_body(queue.box, msg_id, encode_quota_body(timestamp))
     else:
-        plain = encode_message_body(message.timestamp, message.notify, message.body)
-    return b"MSG " + short(message.msg_id) + seal_body(queue.box, message.msg_id, plain)
+        sealed = seal_message(queue.box, msg_id, timestamp, message.notify, body)
+    return b"MSG " + short(msg_id) + sealed
 
 
 class Subscriptions:
