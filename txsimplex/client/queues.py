@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from txsimplex.boxes import BoxKey
 from txsimplex.keys import PrivateKey, PublicKey
+from txsimplex.smp.bodies import MessageBody, QuotaBody, open_body
 from txsimplex.smp.commands import QueueMode
-from txsimplex.smp.messages import Ids, NotifierIds
+from txsimplex.smp.messages import Ids, Msg, NotifierIds
 
 _SENDER_ID_SIZE = 24
 
@@ -42,12 +43,16 @@ class CreatedQueue:
             shared_box(dh_key, ids.dh_key),
         )
 
+    def open(self, message: Msg) -> MessageBody | QuotaBody:
+        """What is in a message of this queue. Raises `BoxError` or `ParseError`."""
+        return open_body(self.box, message.msg_id, message.body)
+
 
 def shared_box(private: PrivateKey, relay_key: PublicKey) -> BoxKey:
     """The key of a queue's messages or notifications, from ours and the relay's X25519 key.
 
     The relay's is in IDS for messages, and in NID or the notifier part of IDS for
-    notifications.
+    notifications, whose meta data `txsimplex.smp.bodies.open_meta` opens with it.
     """
     return BoxKey(private.exchange(relay_key))
 
