@@ -1,0 +1,134 @@
+"""From an endpoint's description to a port that speaks blocks over TLS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IAddress, IListeningPort
+from zope.interface import directlyProvides, providedBy
+
+from txsimplex.block_port import (
+    BACKLOG,
+    BlockPort,
+    HandshakeBudget,
+    ReceiverFactory,
+    UnixBlockPort,
+)
+from txsimplex.block_stream import BlockStream
+from txsimplex.blocks_transport import BlockReceiverFactory, TransportLimits
+
+
+def listen(
+    reactor: Any,
+    description: str,
+    receivers: BlockReceiverFactory,
+    *,
+    limits: TransportLimits = TransportLimits(),
+    reuse_port: bool = False,
+) -> Deferred[IListeningPort]:
+    """Listen for clients.
+
+    TCP and Unix sockets get TLS on the socket itself (:mod:`txsimplex.block_port`), any other
+    endpoint gets it on top of the stream that it provides (:mod:`txsimplex.block_stream`).
+
+    :param reactor: an epoll, poll or select reactor.
+    :param description: of an endpoint, in Twisted's strings: ``tcp:5223``,
+        ``tcp6:5223:interface=::1``, ``unix:/run/smpd/socket:mode=600``.
+    :param receivers: makes the receivers and holds the TLS context.
+    :param limits: for each connection.
+    :param reuse_port: let other processes listen on the same TCP port (SO_REUSEPORT).
+    :return: fires with the port; fails with ``CannotListenError``.
+    :raises ValueError: the description is no endpoint's.
+    """
+    ports = _BlockPorts(reactor, description, limits, reuse_port)
+    factory = _StreamFactory(receivers, reactor, limits)
+    listening: Deferred[IListeningPort] = serverFromString(ports, description).listen(factory)
+    return listening
+
+
+class _StreamFactory(ReceiverFactory):
+    """Makes block streams, for endpoints that know nothing of block ports."""
+
+    def __init__(
+        self, receivers: BlockReceiverFactory, reactor: Any, limits: TransportLimits
+    ) -> None:
+        super().__init__(receivers)
+        self._reactor = reactor
+        self._limits = limits
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        assert addr is not None
+        receiver = self.receivers.buildReceiver(addr)
+        if receiver is None:
+            return None
+        context = self.receivers.context
+        return BlockStream(
+            receiver, context, server=True, clock=self._reactor, limits=self._limits
+        )
+
+
+class _BlockPorts:
+    """Stands for the reactor before an endpoint: where that asks for a port it gets a block port."""
+
+    def __init__(
+        self, reactor: Any, description: str, limits: TransportLimits, reuse_port: bool
+    ) -> None:
+        self._reactor = reactor
+        self._limits = limits
+        self._reuse_port = reuse_port
+        self._default_backlog = "backlog=" not in description
+        self._handshakes = HandshakeBudget(reactor)
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = BACKLOG, interface: str = ""
+    ) -> IListeningPort:
+        """Called by the endpoint."""
+        if not isinstance(factory, _StreamFactory):
+            # The endpoint has put a protocol of its own between.
+            listening: IListeningPort = self._reactor.listenTCP(port, factory, backlog, interface)
+            return listening
+        block_port = BlockPort(
+            port,
+            factory.receivers,
+            interface=interface,
+            backlog=BACKLOG if self._default_backlog else backlog,
+            reactor=self._reactor,
+            reuse_port=self._reuse_port,
+            limits=self._limits,
+            handshakes=self._handshakes,
+        )
+        block_port.startListening()
+        return block_port
+
+    def listenUNIX(
+        self,
+        address: bytes,
+        factory: Any,
+        backlog: int = BACKLOG,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> IListeningPort:
+        """Called by the endpoint."""
+        if not isinstance(factory, _StreamFactory):
+            listening: IListeningPort = self._reactor.listenUNIX(
+                address, factory, backlog, mode, wantPID
+            )
+            return listening
+        block_port = UnixBlockPort(
+            address,
+            factory.receivers,
+            backlog=BACKLOG if self._default_backlog else backlog,
+            mode=mode,
+            reactor=self._reactor,
+            want_lock=wantPID,
+            limits=self._limits,
+            handshakes=self._handshakes,
+        )
+        block_port.startListening()
+        return block_port
