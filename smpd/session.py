@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from OpenSSL import SSL
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -151,7 +152,7 @@ class Session:
         self._handshake = None
         if self.peer is not None:
             self._relay.leave(self.peer)
-        self._factory.sessions.discard(self)
+        self._factory.ended(self)
 
     # -- the handshake
 
@@ -252,6 +253,11 @@ class Session:
         if self._transport is not None:
             self._transport.loseConnection()
 
+    def abort(self) -> None:
+        """Ends the connection now."""
+        if self._transport is not None:
+            self._transport.abortConnection()
+
 
 class SessionFactory:
     """Makes the sessions of a relay.
@@ -280,12 +286,46 @@ class SessionFactory:
         self.now = reactor.seconds
         self.call_later = reactor.callLater
         self.sessions: set[Session] = set()
+        self._closed: Deferred[None] | None = None
 
     def buildReceiver(self, address: IAddress) -> Session:
         """A session for a connection that was just accepted."""
         session = Session(self)
         self.sessions.add(session)
         return session
+
+    def ended(self, session: Session) -> None:
+        """Forgets a session whose connection is gone."""
+        self.sessions.discard(session)
+        if self._closed is not None and not self.sessions:
+            closed, self._closed = self._closed, None
+            closed.callback(None)
+
+    def close_all(self, seconds: float) -> Deferred[None]:
+        """Closes all connections in order, and after `seconds` those that are left at once."""
+        closed: Deferred[None] = Deferred()
+        if not self.sessions:
+            closed.callback(None)
+            return closed
+        self._closed = closed
+        time_limit = self.call_later(seconds, self._abort_all)
+
+        def cancel(result: None) -> None:
+            if time_limit.active():
+                time_limit.cancel()
+
+        closed.addCallback(cancel)
+        for session in list(self.sessions):
+            session.close()
+        return closed
+
+    def _abort_all(self) -> None:
+        for session in list(self.sessions):
+            session.abort()
+        # Connections that have not finished TLS cannot be reached; they end with the process.
+        if self._closed is not None:
+            closed, self._closed = self._closed, None
+            closed.callback(None)
 
     def close_idle(self, ttl: float) -> None:
         """Closes the connections that are subscribed to nothing and silent for `ttl` seconds."""

@@ -1,0 +1,254 @@
+"""``twistd smpd``: where the relay is put together.
+
+Everything else takes what it needs as arguments; the reactor, the clock and the
+source of randomness are chosen here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python import usage
+
+from smpd.config import DEFAULT_PATH, ConfigurationError, Settings, load
+from smpd.credentials import CredentialsError, read_identity
+from smpd.relay import Relay
+from smpd.rounds import Intervals, Rounds
+from smpd.rules import Rules
+from smpd.session import SessionFactory, SessionLimits
+from smpd.stores.memory import MemoryStore
+from txsimplex import fast_reactor
+from txsimplex.blocks_transport import TransportLimits
+from txsimplex.certificates import ServerIdentity
+from txsimplex.listening import listen
+from txsimplex.smp.handshake import RelayIdentity
+from txsimplex.smp.versions import VersionRange
+from txsimplex.tls import server_context
+
+_CLOSE_TIME = 5.0
+"""Seconds that connections have at a stop to take what is still buffered for them."""
+
+if "twisted.internet.reactor" not in sys.modules:
+    # Nobody has chosen a reactor by twistd's --reactor.
+    fast_reactor.install()
+
+
+class Options(usage.Options):
+    """Options of ``twistd smpd``."""
+
+    synopsis = "[--config PATH]"
+    longdesc = "Runs an SMP relay. smpctl(1) makes its configuration, smpd.ini(5) explains it."
+    optParameters = [
+        ["config", "c", str(DEFAULT_PATH), "The configuration file."],
+    ]
+
+    settings: Settings
+
+    def postOptions(self) -> None:
+        """Reads the configuration; its faults go to stderr, a sentence each."""
+        try:
+            self.settings = load(Path(self["config"]))
+        except ConfigurationError as error:
+            raise SystemExit(str(error)) from None
+
+
+def makeService(options: Options) -> IService:
+    """The relay as a service for twistd."""
+    try:
+        return RelayService(options.settings)
+    except CredentialsError as error:
+        raise SystemExit(str(error)) from None
+
+
+class RelayService(MultiService):
+    """The relay with its listeners and rounds, from its settings.
+
+    Raises `CredentialsError` when there are no usable certificates.
+    """
+
+    def __init__(self, settings: Settings, reactor: Any = None) -> None:
+        super().__init__()
+        if reactor is None:
+            from twisted.internet import reactor
+        identity = load_identity(settings)
+        self.relay = Relay(MemoryStore(), rules(settings), time.time, os.urandom)
+        self.sessions = SessionFactory(
+            self.relay,
+            shown(identity),
+            context(settings, identity),
+            session_limits(settings),
+            reactor,
+            os.urandom,
+        )
+        self.listener = Listener(settings, self.sessions, reactor)
+        self.listener.setServiceParent(self)
+        Rounds(self.relay, self.sessions, intervals(settings), reactor).setServiceParent(self)
+        Reload(settings, self.sessions).setServiceParent(self)
+
+
+class Listener(Service):
+    """Listens on the endpoints of the configuration, from before privileges are given up."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, sessions: SessionFactory, reactor: Any) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._reactor = reactor
+        self.ports: list[IListeningPort] = []
+
+    def privilegedStartService(self) -> None:
+        """Listens, or ends the process with the reason."""
+        super().privilegedStartService()
+        limits = TransportLimits(
+            setup_time=self._settings.protocol.tls_timeout, close_time=_CLOSE_TIME
+        )
+        for description in self._settings.server.listen:
+            try:
+                waiting = listen(
+                    self._reactor, description, self._sessions, limits=limits
+                )
+            except Exception as error:
+                raise SystemExit(f"cannot listen on {description}: {error}") from None
+            waiting.addCallback(self.ports.append)
+            waiting.addErrback(self._failed, description)
+
+    def _failed(self, failure: Any, description: str) -> None:
+        self.log.critical(
+            "cannot listen on {description}: {error}",
+            description=description,
+            error=failure.getErrorMessage(),
+        )
+        self._reactor.callWhenRunning(self._reactor.stop)
+
+    def startService(self) -> None:
+        """Says where the relay is."""
+        super().startService()
+        address = self._settings.address(self._sessions.identity.key_hash)
+        if address is None:
+            self.log.warn("the configuration sets no hosts, so the relay has no address to give")
+        else:
+            # Without the password, since the log may be read by more than the operator.
+            self.log.info("SMP relay ready: {address}", address=str(address.without_password()))
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stops listening and closes the connections, in bounded time."""
+        yield maybeDeferred(super().stopService)
+        ports, self.ports = self.ports, []
+        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        yield self._sessions.close_all(_CLOSE_TIME)
+
+
+class Reload(Service):
+    """Reads the certificate again on SIGHUP, for new connections."""
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, sessions: SessionFactory) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._former: Any = None
+
+    def startService(self) -> None:
+        """Begins to listen for the signal."""
+        super().startService()
+        from twisted.internet import reactor
+
+        def received(number: int, frame: FrameType | None) -> None:
+            reactor.callFromThread(self.reload)  # type: ignore[attr-defined]
+
+        try:
+            self._former = signal.signal(signal.SIGHUP, received)
+        except ValueError:
+            self.log.info("not in the main thread: SIGHUP does not reload the certificate")
+
+    def stopService(self) -> None:
+        """Gives the signal back."""
+        super().stopService()
+        if self._former is not None:
+            signal.signal(signal.SIGHUP, self._former)
+            self._former = None
+
+    def reload(self) -> None:
+        """Takes the certificate of now into use, if it is good and of the same identity."""
+        try:
+            identity = load_identity(self._settings)
+        except CredentialsError as error:
+            self.log.error("the certificate stays as it is: {error}", error=str(error))
+            return
+        if identity.key_hash != self._sessions.identity.key_hash:
+            self.log.error("the certificate stays as it is: the new one is of another identity")
+            return
+        self._sessions.context = context(self._settings, identity)
+        self._sessions.identity = shown(identity)
+        self.log.info("new connections are shown the certificate read now")
+
+
+def load_identity(settings: Settings) -> ServerIdentity:
+    """The certificates and key that the configuration names. Raises `CredentialsError`."""
+    server = settings.server
+    return read_identity(
+        server.certificate, server.key, server.ca_certificate, datetime.now(UTC)
+    )
+
+
+def shown(identity: ServerIdentity) -> RelayIdentity:
+    """The identity as the handshake shows it."""
+    return RelayIdentity(identity.chain, identity.key, identity.key_hash)
+
+
+def context(settings: Settings, identity: ServerIdentity) -> Any:
+    """The TLS context of the relay."""
+    return server_context(
+        identity.chain,
+        identity.key.encode(),
+        request_client_certificate=settings.protocol.request_client_certificates,
+    )
+
+
+def rules(settings: Settings) -> Rules:
+    """What the configuration says about queues and messages."""
+    queues = settings.queues
+    return Rules(
+        new_queues=queues.new_queues,
+        password=queues.password,
+        quota=queues.quota,
+        message_ttl=queues.message_ttl,
+        expire_on_send=queues.expire_on_send,
+        notification_ttl=settings.notifications.ttl,
+    )
+
+
+def session_limits(settings: Settings) -> SessionLimits:
+    """What the configuration says about connections."""
+    protocol = settings.protocol
+    return SessionLimits(
+        handshake_time=protocol.handshake_timeout,
+        send_queue=settings.delivery.send_queue,
+        versions=VersionRange(protocol.minimum_version, protocol.maximum_version),
+    )
+
+
+def intervals(settings: Settings) -> Intervals:
+    """What the configuration says about rounds."""
+    inactive = settings.inactive_clients
+    return Intervals(
+        events=settings.delivery.end_interval,
+        notifications=settings.notifications.delivery_interval,
+        message_expiry=settings.queues.expiry_interval,
+        notification_expiry=settings.notifications.expiry_interval,
+        inactive_check=inactive.check_interval,
+        inactive_ttl=inactive.ttl if inactive.disconnect else None,
+    )
