@@ -29,7 +29,7 @@ from smpd.rules import Rules
 from smpd.session import SessionFactory, SessionLimits
 from smpd.stores.memory import MemoryStore
 from txsimplex import fast_reactor
-from txsimplex.block_listen import listen
+from txsimplex.listening import listen
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.certificates import ServerIdentity
 from txsimplex.smp.handshake import RelayIdentity
