@@ -1,0 +1,179 @@
+"""`smpctl init`: a new relay's configuration, identity and online certificate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from smpd.config import DEFAULT_PATH, Settings, parse
+from smpd.credentials import PRIVATE, PUBLIC, create, make_directory, read_certificates
+from smpd.ctl.address import print_qr_code
+from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
+from smpd.ctl.errors import CommandError
+from smpd.ini import Refused, filled_in, kind_of
+from txsimplex.certificates import fingerprint
+from txsimplex.issuing import make_authority, make_online
+from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.pem import encode_certificates, encode_key
+from txsimplex.scanning import to_base64url
+
+TEMPLATE = "smpd.ini"
+_PASSWORD_SIZE = 24
+"""Random bytes of a password made here."""
+
+_EXAMPLES = """\
+examples:
+  smpctl init --host smp.example.com
+  smpctl init --directory var --host smp.example.com --host 192.0.2.7 --random-password
+  smpctl init --host smp.example.com --listen tcp:5223 --listen tcp:443
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Adds the subcommand to the command line."""
+    command = commands.add_parser(
+        "init",
+        help="make configuration and certificates of a new relay",
+        description="Makes configuration, identity and online certificate of a new relay, and "
+        "prints its address. Never overwrites an installation.",
+        epilog=_EXAMPLES,
+    )
+    command.add_argument(
+        "--directory",
+        type=Path,
+        default=DEFAULT_PATH.parent,
+        metavar="DIR",
+        help=f"where they go (default: {DEFAULT_PATH.parent})",
+    )
+    command.add_argument(
+        "--host",
+        action="append",
+        required=True,
+        type=_option("server", "hosts"),
+        metavar="NAME",
+        help="name or address of the relay; may be given several times, the main one first",
+    )
+    command.add_argument(
+        "--listen",
+        action="append",
+        type=_option("server", "listen"),
+        metavar="DESC",
+        help="Twisted endpoint to listen on; may be given several times (default: tcp:5223)",
+    )
+    password = command.add_mutually_exclusive_group()
+    password.add_argument(
+        "--password",
+        type=_option("queues", "password"),
+        metavar="P",
+        help="what clients must know to create queues (default: no password)",
+    )
+    password.add_argument("--random-password", action="store_true", help="make up such a password")
+    add_algorithm_to(command, "ed25519")
+    command.add_argument("--no-qr", action="store_true", help="print no QR code of the address")
+    command.set_defaults(command=_init)
+
+
+def _option(section: str, key: str) -> Callable[[str], str]:
+    """The type of an option that becomes the value of a key: its text, if the key allows it."""
+    kind = kind_of(Settings, section, key)
+
+    def check(text: str) -> str:
+        try:
+            kind.read(text)
+        except Refused as refusal:
+            found, allowed = refusal.parts[0]
+            shown = "a value that is not shown" if kind.secret else found
+            raise argparse.ArgumentTypeError(
+                f"found {shown}; allowed: {allowed or kind.allowed}"
+            ) from None
+        return " ".join(text.split())
+
+    return check
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    directory: Path = arguments.directory
+    configuration = directory / TEMPLATE
+    password = arguments.password
+    if arguments.random_password:
+        password = secrets.token_urlsafe(_PASSWORD_SIZE)
+    text = _configuration(arguments.host, arguments.listen, password)
+    settings = parse(text, str(configuration), directory)
+    contents = _credentials(settings, ALGORITHMS[arguments.algorithm or "ed25519"])
+    contents[configuration] = (text.encode(), PRIVATE)
+    for path in contents:
+        if path.exists() or path.is_symlink():
+            raise CommandError(f"{path} is there already, and no installation is overwritten")
+    make_directory(directory)
+    _create_all(contents)
+    _report(settings, list(contents), qr=not arguments.no_qr)
+
+
+def _configuration(hosts: list[str], listen: list[str] | None, password: str | None) -> str:
+    values = {("server", "hosts"): " ".join(hosts)}
+    if listen:
+        values["server", "listen"] = " ".join(listen)
+    if password:
+        values["queues", "password"] = password
+    return filled_in(files("smpd").joinpath(TEMPLATE).read_text("utf-8"), values)
+
+
+def _credentials(settings: Settings, algorithm: Algorithm) -> dict[Path, tuple[bytes, int]]:
+    """The files of a new identity and its first online certificate, with their modes."""
+    server = settings.server
+    name = common_name(server)
+    assert name is not None
+    since = start_of_validity(datetime.now(UTC))
+    authority_key = PrivateKey.generate(algorithm, os.urandom)
+    authority = make_authority(authority_key, since, os.urandom)
+    key = PrivateKey.generate(algorithm, os.urandom)
+    online = make_online(name, key.public, authority, authority_key, since, os.urandom)
+    return {
+        server.ca_certificate.with_suffix(".key"): (encode_key(authority_key), PRIVATE),
+        server.ca_certificate: (encode_certificates([authority]), PUBLIC),
+        server.key: (encode_key(key), PRIVATE),
+        server.certificate: (encode_certificates([online]), PUBLIC),
+    }
+
+
+def _create_all(contents: dict[Path, tuple[bytes, int]]) -> None:
+    """Writes all files, or none: what was written before a failure is removed."""
+    written: list[Path] = []
+    try:
+        for path, (data, mode) in contents.items():
+            create(path, data, mode)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
+
+
+def _report(settings: Settings, paths: list[Path], *, qr: bool) -> None:
+    server = settings.server
+    key_hash = fingerprint(read_certificates(server.ca_certificate)[0])
+    address = settings.address(key_hash)
+    assert address is not None
+    print("Made " + ", ".join(map(str, paths)))
+    print()
+    print(f"Address:     {address}")
+    print(f"Fingerprint: {to_base64url(key_hash)}")
+    print()
+    if qr:
+        try:
+            print_qr_code(address, sys.stdout)
+        except CommandError as error:
+            print(f"smpctl: {error}", file=sys.stderr)
+    print(
+        f"Take {server.ca_certificate.with_suffix('.key')} offline now: move it to a place that no "
+        "network reaches.\n"
+        "Whoever has it can pretend to be this relay. The relay runs without it; only\n"
+        '"smpctl certificate rotate" needs it.'
+    )
