@@ -7,6 +7,7 @@ inside ``PROXY PROTOCOL`` simply continues the path.
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass
 from enum import Enum
@@ -97,24 +98,28 @@ class Error:
                 return b"AUTH"
             if version < CLIENT_NOTICES:
                 return b"BLOCKED " + BlockingInformation(self.blocked.reason).encode()
-        if "NETWORK" in self.path:
-            words = self.path[: self.path.index("NETWORK") + 1]
-            return " ".join(words).encode("ascii")
-        head = " ".join(self.path).encode("ascii")
+        head = " ".join(self._words()).encode("ascii")
         if self.blocked is not None:
             return head + b" " + self.blocked.encode()
-        if self.text is None:
+        if self.text is None or "NETWORK" in self.path:
             return head
-        content = self.text.encode("utf-8")
-        return head + b" " + (content if self.path[-1] == "STORE" else short(content))
+        if self.path[-1] == "STORE":
+            return head + b" " + self.text.encode("utf-8")
+        return head + b" " + short(self.text.encode("latin-1"))
 
     def __str__(self) -> str:
-        words = list(self.path)
+        """The text form, as people see it; NETWORK is without its detail here too."""
+        words = [*self._words()]
         if self.blocked is not None:
             words.append(self.blocked.encode().decode("ascii"))
-        if self.text is not None:
+        elif self.text is not None and "NETWORK" not in self.path:
             words.append(self.text)
         return " ".join(words)
+
+    def _words(self) -> tuple[str, ...]:
+        if "NETWORK" not in self.path:
+            return self.path
+        return self.path[: self.path.index("NETWORK") + 1]
 
     def within(self, *path: str) -> Error:
         """This error as the argument of `path`, such as ``("PROXY", "PROTOCOL")``."""
@@ -140,7 +145,6 @@ _TRANSPORT: Final[_Grammar] = {
     "HANDSHAKE": _HANDSHAKE,
 }
 _NETWORK: Final[_Grammar] = {
-    "": _NOTHING,
     **dict.fromkeys(("CONNECT", "TLS", "SUBSCRIBE"), _Argument.SHORT_TEXT),
     **dict.fromkeys(("UNKNOWNCA", "FAILED", "TIMEOUT"), _NOTHING),
 }
@@ -201,7 +205,7 @@ def _decode(data: bytes, grammar: Any) -> Error:
             raise ParseError("an incomplete error")
         word, space, tail = rest.partition(b" ")
         name = word.decode("latin-1")
-        if name not in grammar or name == "" or len(path) > _DEEPEST:
+        if name not in grammar or len(path) > _DEEPEST:
             raise ParseError("an unknown error")
         path.append(_SYNONYMS.get(name, name))
         grammar = grammar[name]
@@ -226,17 +230,23 @@ def _with_argument(path: tuple[str, ...], argument: _Argument, rest: bytes | Non
     if argument is _Argument.BLOCKING:
         return Error(path, blocked=BlockingInformation.decode(rest))
     reader = Reader(rest)
-    text = reader.text()
+    text = reader.short().decode("latin-1")
     reader.finish()
     return Error(path, text)
 
 
 def _lenient_text(data: bytes) -> str:
     """UTF-8, with ``?`` for each byte of invalid text as the reference reads it (§12.1)."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if byte < 0x80 else "?" for byte in data)
+    return data.decode("utf-8", _QUESTION_MARKS)
+
+
+def _question_mark(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "?", error.start + 1
+
+
+_QUESTION_MARKS: Final = "txsimplex.question_marks"
+codecs.register_error(_QUESTION_MARKS, _question_mark)
 
 
 BLOCK: Final = Error(("BLOCK",))
