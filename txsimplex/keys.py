@@ -159,7 +159,11 @@ class PrivateKey:
         raise ValueError(f"{self.algorithm.name} keys do not sign")
 
     def exchange(self, public: PublicKey) -> bytes:
-        """The raw DH secret with `public`: 32 bytes for X25519, 56 for X448, unhashed."""
+        """The raw DH secret with `public`: 32 bytes for X25519, 56 for X448, unhashed.
+
+        Raises `ValueError` for keys of other or different algorithms, and for a point
+        of small order with X448 (with X25519 that gives zeros).
+        """
         if public.algorithm is not self.algorithm:
             raise ValueError("keys of different algorithms")
         if self.algorithm is Algorithm.X25519:
