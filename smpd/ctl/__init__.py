@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from smpd.config import DEFAULT_PATH
 from smpd.credentials import CredentialsError
-from smpd.ctl import address, certificate, installation
+from smpd.ctl import address, certificate, check, installation
 from smpd.ctl.errors import CommandError
 from smpd.ini import ConfigurationError
 
@@ -25,6 +25,7 @@ examples:
   smpctl init --directory /etc/smpd --host smp.example.com
   smpctl address --qr
   smpctl certificate rotate --ca-key /media/usb/ca.key
+  smpctl check smp://Th...hM=@smp.example.com
 """
 
 
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     installation.add_to(commands)
     address.add_to(commands)
     certificate.add_to(commands)
+    check.add_to(commands)
     return whole
 
 

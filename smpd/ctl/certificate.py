@@ -131,7 +131,7 @@ def _rotate(arguments: argparse.Namespace) -> None:
     )
     print(f"New {key.algorithm.name.capitalize()} key in {server.key}")
     print(f"New certificate in {server.certificate}")
-    print("The relay takes them at its next start; its address stays the same.")
+    print("A running relay takes them when it gets SIGHUP; its address stays the same.")
 
 
 def _authority_key(server: ServerSettings, path: Path | None) -> PrivateKey:
