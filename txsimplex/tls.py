@@ -84,7 +84,6 @@ def client_context(
     context = _context(SSL.TLS_CLIENT_METHOD)
     # The reference does not know the renegotiation extension, without which OpenSSL speaks no 1.2.
     context.set_options(openssl.OP_LEGACY_SERVER_CONNECT)
-    context.set_verify(SSL.VERIFY_PEER, _accept_any)
     if chain or private_key is not None:
         _use_credentials(context, chain, private_key or b"")
     if alpn:
