@@ -25,6 +25,7 @@ MAX_TRANSMISSIONS: Final = 255
 ED25519_SIGNATURE: Final = 64
 ED448_SIGNATURE: Final = 114
 X25519_AUTHENTICATOR: Final = 80
+_NO_SIGNATURE: Final = 0x30
 _AUTHENTICATOR_SIZES: Final = frozenset(
     (0, ED25519_SIGNATURE, ED448_SIGNATURE, X25519_AUTHENTICATOR)
 )
@@ -97,6 +98,9 @@ class Framing:
 
     def read_commands(self, content: bytes) -> list[Transmission | Refused]:
         """The commands in a block's `content`, in order; bad ones with their error (§9.3)."""
+        size = len(content)
+        if size > 3 and content[0] == 1 and (content[1] << 8 | content[2]) == size - 3:
+            return [self.read_command(content, 3, size)]
         try:
             places = cut(content)
         except ParseError:
@@ -136,7 +140,10 @@ class Framing:
         authenticator = content[start + 1 : position]
         signature = None
         if authenticator and self.version >= SERVICE_CERTIFICATES:
-            signature, position = _read_service_signature(content, position, end)
+            if content[position] == _NO_SIGNATURE:
+                position += 1
+            else:
+                signature, position = _read_service_signature(content, position, end)
         sent = position
         if self.version < IMPLIED_SESSION:
             position += 1 + content[position]
