@@ -1,0 +1,43 @@
+"""Fixtures: relays, shared by all tests with the same settings, and connections to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from tests.conformance.clients import Connection, GetRelay, Relay, close_all
+from tests.conformance.relays import Relays, Settings
+
+
+@pytest.fixture(scope="session")
+def relay_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relays]:
+    """All relays of the session."""
+    processes = Relays(tmp_path_factory.mktemp("relays"))
+    try:
+        yield processes
+    finally:
+        processes.end()
+
+
+@pytest.fixture
+def relays(relay_processes: Relays) -> Iterator[GetRelay]:
+    """Gives relays by their settings; what a test has connected is closed after it."""
+    connections: list[Connection] = []
+
+    def get(settings: Settings) -> Relay:
+        return Relay(relay_processes.get(settings), connections)
+
+    yield get
+    pytest_twisted.blockon(Deferred.fromCoroutine(close_all(connections)))
+    faults = relay_processes.new_faults()
+    if faults:
+        pytest.fail(f"a relay logged a fault:\n{faults}", pytrace=False)
+
+
+@pytest.fixture
+def relay(relays: GetRelay) -> Relay:
+    """A relay with the settings of the reference's tests."""
+    return relays({})
