@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IAddress, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 
@@ -127,9 +128,12 @@ async def _open_blocks(
     stream = BlockStream(blocks, context, server=False, clock=clock)
     try:
         await endpoint.connect(_Factory(stream))
+    except (CancelledError, ConnectingCancelledError):
+        raise CancelledError from None
     except Exception as error:
-        # Endpoints raise whatever their kind of connection can raise.
-        raise DisconnectedError(f"cannot connect: {str(error) or type(error).__name__}") from error
+        # Endpoints raise whatever their kind of connection can raise. What they say of it
+        # may hold names and addresses.
+        raise DisconnectedError(f"cannot connect: {type(error).__name__}") from error
     try:
         await blocks.when_secured
     except BaseException:
