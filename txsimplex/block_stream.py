@@ -23,6 +23,7 @@ from txsimplex.blocks_transport import BLOCK_SIZE, BlockReceiver, TransportLimit
 
 _RECORDS_PER_WRITE = 4
 _ALL = -1
+_DEFAULT_LIMITS = TransportLimits()
 
 
 @implementer(IPushProducer)
@@ -33,7 +34,7 @@ class BlockStream(Protocol):
 
     session_id = b""
     alpn: bytes | None = None
-    _peer_chain: tuple[bytes, ...] = ()
+    peer_chain: tuple[bytes, ...] = ()
 
     _any_transport: Any = None
     _tls: Any = None
@@ -65,7 +66,7 @@ class BlockStream(Protocol):
         *,
         server: bool,
         clock: IReactorTime,
-        limits: TransportLimits = TransportLimits(),
+        limits: TransportLimits = _DEFAULT_LIMITS,
     ) -> None:
         """
         :param receiver: the user of the connection.
@@ -80,11 +81,6 @@ class BlockStream(Protocol):
         self._limits = limits
 
     # -- for the receiver
-
-    @property
-    def peer_chain(self) -> tuple[bytes, ...]:
-        """See :class:`BlockTransport`."""
-        return self._peer_chain
 
     @property
     def buffered(self) -> int:
@@ -145,7 +141,8 @@ class BlockStream(Protocol):
 
     def connectionMade(self) -> None:
         """Begin with TLS."""
-        transport = self._any_transport = self.transport
+        transport: Any = self.transport
+        self._any_transport = transport
         # Not all of Twisted's Unix transports admit that they are none of TCP.
         if isinstance(transport.getPeer(), (IPv4Address, IPv6Address)):
             transport.setTcpNoDelay(True)
@@ -163,7 +160,7 @@ class BlockStream(Protocol):
         self._tls.feed(data)
         records = self._count_records(data)
         if self.session_id:
-            self._read_records(self._unread + records)
+            self._read_records(_ALL if self._unread < 0 else self._unread + records)
         elif self._handshake():
             # Some of those records were the handshake's: read until there is none.
             self._read_records(_ALL)
@@ -188,7 +185,9 @@ class BlockStream(Protocol):
             self._reading = False
             self._cancel_timer()
             self._tls = self._waiting = self._partial = self._socket = None
-            self._receiver.connectionLost(reason)
+            receiver = self._receiver
+            del self._receiver
+            receiver.connectionLost(reason)
 
     # -- reading
 
@@ -208,11 +207,11 @@ class BlockStream(Protocol):
             self.abortConnection()
             return False
         self.alpn = tls.alpn
-        self._peer_chain = tls.peer_chain
+        self.peer_chain = tls.peer_chain
         tls.settle()
         self._gathering = True
         self._receiver.secured(self)
-        self._peer_chain = ()
+        self.peer_chain = ()
         return True
 
     def _read_records(self, records: int) -> None:
@@ -390,8 +389,7 @@ def _bare_socket(transport: Any) -> Socket | None:
         return None
     if not all(hasattr(transport, name) for name in ("dataBuffer", "_tempDataBuffer")):
         return None
-    handle = transport.getHandle()
-    return handle if isinstance(handle, Socket) else None
+    return transport.getHandle()
 
 
 def _is_idle(transport: Any) -> bool:

@@ -1,7 +1,8 @@
-"""What passes between a TLS transport of blocks and whoever speaks SMP over it (smp-wire.md §4, §5).
+"""What passes between a TLS transport of blocks and its user (smp-wire.md §4, §5).
 
-Two transports provide :class:`BlockTransport`: :mod:`txsimplex.block_port` (a server with TLS on
-its own socket) and :mod:`txsimplex.block_stream` (client or server over any Twisted stream).
+Two transports provide :class:`BlockTransport`: :mod:`txsimplex.block_server` (TLS on the socket
+that a :mod:`txsimplex.block_port` accepted) and :mod:`txsimplex.block_stream` (client or server
+over any stream of Twisted's).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BLOCK_SIZE = 16384
 class TransportLimits:
     """Limits of one connection.
 
-    :ivar setup_time: seconds from TCP connection to the end of the TLS handshake (smp-wire.md §4.4).
+    :ivar setup_time: seconds for the TLS handshake (smp-wire.md §4.4).
     :ivar close_time: seconds that an orderly close may take to write what is buffered.
     :ivar high_water: blocks waiting to be written at which the receiver is paused.
     :ivar low_water: blocks waiting to be written at which it is resumed.

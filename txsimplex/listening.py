@@ -9,15 +9,12 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IListeningPort
 from zope.interface import directlyProvides, providedBy
 
-from txsimplex.block_port import (
-    BACKLOG,
-    BlockPort,
-    HandshakeBudget,
-    ReceiverFactory,
-    UnixBlockPort,
-)
+from txsimplex.block_port import BACKLOG, BlockPort, ReceiverFactory, UnixBlockPort
+from txsimplex.block_server import HandshakeBudget
 from txsimplex.block_stream import BlockStream
 from txsimplex.blocks_transport import BlockReceiverFactory, TransportLimits
+
+_DEFAULT_LIMITS = TransportLimits()
 
 
 def listen(
@@ -25,7 +22,7 @@ def listen(
     description: str,
     receivers: BlockReceiverFactory,
     *,
-    limits: TransportLimits = TransportLimits(),
+    limits: TransportLimits = _DEFAULT_LIMITS,
     reuse_port: bool = False,
 ) -> Deferred[IListeningPort]:
     """Listen for clients.
@@ -44,7 +41,8 @@ def listen(
     """
     ports = _BlockPorts(reactor, description, limits, reuse_port)
     factory = _StreamFactory(receivers, reactor, limits)
-    listening: Deferred[IListeningPort] = serverFromString(ports, description).listen(factory)
+    endpoint = serverFromString(ports, description)
+    listening: Deferred[IListeningPort] = endpoint.listen(factory)
     return listening
 
 
@@ -64,13 +62,11 @@ class _StreamFactory(ReceiverFactory):
         if receiver is None:
             return None
         context = self.receivers.context
-        return BlockStream(
-            receiver, context, server=True, clock=self._reactor, limits=self._limits
-        )
+        return BlockStream(receiver, context, server=True, clock=self._reactor, limits=self._limits)
 
 
 class _BlockPorts:
-    """Stands for the reactor before an endpoint: where that asks for a port it gets a block port."""
+    """Stands for the reactor before an endpoint, which so gets block ports where it wants ports."""
 
     def __init__(
         self, reactor: Any, description: str, limits: TransportLimits, reuse_port: bool
@@ -126,7 +122,7 @@ class _BlockPorts:
             backlog=BACKLOG if self._default_backlog else backlog,
             mode=mode,
             reactor=self._reactor,
-            want_lock=wantPID,
+            lock=wantPID,
             limits=self._limits,
             handshakes=self._handshakes,
         )

@@ -11,6 +11,8 @@ Two classes of connection come out of it: :data:`SocketTLS`, TLS on a real socke
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
+from importlib import import_module
 from socket import socket as Socket
 from typing import Any, Final
 
@@ -47,9 +49,8 @@ class TLSEndedError(Exception):
 def _shared_library() -> ctypes.CDLL | None:
     """The OpenSSL that pyOpenSSL is linked to, if it is a library of its own (as on Debian)."""
     try:
-        from cryptography.hazmat.bindings import _openssl
-
-        library = ctypes.CDLL(_openssl.__file__)
+        bindings = import_module("cryptography.hazmat.bindings._openssl")
+        library = ctypes.CDLL(bindings.__file__)
         library.SSL_CTX_ctrl.restype = ctypes.c_long
         library.SSL_CTX_ctrl.argtypes = [
             ctypes.c_void_p,
@@ -96,9 +97,7 @@ def set_ciphersuites(context: SSL.Context, suites: bytes) -> bool:
 def set_groups(context: SSL.Context, groups: bytes) -> bool:
     """Set the groups for key agreement, as in ``b"X25519:X448"``. False: it cannot be done here."""
     if _library is not None:
-        return bool(
-            _library.SSL_CTX_ctrl(_address(context), _CTRL_SET_GROUPS_LIST, 0, groups) == 1
-        )
+        return bool(_library.SSL_CTX_ctrl(_address(context), _CTRL_SET_GROUPS_LIST, 0, groups) == 1)
     return _private_call("SSL_CTX_set1_curves_list", context, groups)
 
 
@@ -247,7 +246,7 @@ class DirectSocketTLS(_Handshake):
         """See :meth:`PublicSocketTLS.read`."""
         count = _lib.SSL_read(self._ssl, _block, BLOCK_SIZE)
         if count > 0:
-            return _block_view[:count]
+            return _block_view[:count]  # type: ignore[no-any-return]
         return _after_failed_read(self._ssl, count)
 
     def write(self, block: bytes | bytearray | memoryview) -> bool:
@@ -311,10 +310,8 @@ class PublicMemoryTLS(_Handshake):
 
     def close_notify(self) -> None:
         """Say goodbye, to be drained."""
-        try:
+        with suppress(SSL.Error):
             self._connection.shutdown()
-        except SSL.Error:
-            pass
 
 
 class DirectMemoryTLS(_Handshake):
@@ -346,7 +343,7 @@ class DirectMemoryTLS(_Handshake):
         """See :meth:`PublicMemoryTLS.read`."""
         count = _lib.SSL_read(self._ssl, _block, BLOCK_SIZE)
         if count > 0:
-            return _block_view[:count]
+            return _block_view[:count]  # type: ignore[no-any-return]
         return _after_failed_read(self._ssl, count)
 
     def write(self, block: bytes | bytearray | memoryview) -> None:
@@ -374,7 +371,7 @@ def _after_failed_read(ssl: Any, count: int) -> bytes | None:
         _lib.ERR_clear_error()
         count = _lib.SSL_read(ssl, _block, BLOCK_SIZE)
         if count > 0:
-            return _block_view[:count]
+            return _block_view[:count]  # type: ignore[no-any-return]
         reason = _lib.SSL_get_error(ssl, count)
     if reason == _ERROR_WANT_READ:
         return None

@@ -145,4 +145,3 @@ def _use_credentials(context: SSL.Context, chain: Sequence[bytes], private_key: 
         context.check_privatekey()
     except SSL.Error:
         raise CredentialsError("the private key is not that of the first certificate") from None
-
