@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 from smpd.config import DEFAULT_PATH
 from smpd.credentials import CredentialsError
 from smpd.ctl import address, certificate, check, installation
-from smpd.ctl.errors import CommandError
+from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError
 
 _EXAMPLES = """\
@@ -74,6 +75,9 @@ def run(arguments: Sequence[str]) -> int:
     except ConfigurationError as error:
         for fault in error.faults:
             _complain(str(fault))
+    except UsageError as error:
+        _complain(str(error))
+        return 2
     except (CommandError, CredentialsError) as error:
         _complain(str(error))
     except OSError as error:
@@ -89,6 +93,10 @@ def _complain(sentence: str) -> None:
 
 def main() -> None:
     """The entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A path or password that the terminal's encoding does not have is still told.
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = run(sys.argv[1:])
     except KeyboardInterrupt:

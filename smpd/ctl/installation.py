@@ -16,8 +16,8 @@ from smpd.config import DEFAULT_PATH, Settings, parse
 from smpd.credentials import PRIVATE, PUBLIC, create, make_directory, read_certificates
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
-from smpd.ctl.errors import CommandError
-from smpd.ini import Refused, filled_in, kind_of
+from smpd.ctl.errors import CommandError, UsageError
+from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
@@ -105,7 +105,12 @@ def _init(arguments: argparse.Namespace) -> None:
     if arguments.random_password:
         password = secrets.token_urlsafe(_PASSWORD_SIZE)
     text = _configuration(arguments.host, arguments.listen, password)
-    settings = parse(text, str(configuration), directory)
+    try:
+        settings = parse(text, str(configuration), directory)
+    except ConfigurationError as error:
+        # Each option is good by itself, so this is about several together.
+        fault = error.faults[0]
+        raise UsageError(f"{fault.key}: found {fault.found}; allowed: {fault.allowed}") from None
     contents = _credentials(settings, ALGORITHMS[arguments.algorithm or "ed25519"])
     contents[configuration] = (text.encode(), PRIVATE)
     for path in contents:

@@ -140,7 +140,8 @@ class Trial:
             step = _CONNECTING[len(marks) - 1]
             if isinstance(error, IdentityError):
                 step = "fingerprint"
-            raise CommandError(f"{step}: {error}") from None
+            # What the system or the name server said is in the cause.
+            raise CommandError(f"{step}: {error.__cause__ or error}".rstrip(".")) from None
         mark()
         self._report_connecting(marks, f"fingerprint matches, {_agreed(client)}")
         return client
