@@ -21,8 +21,9 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
 
-from smpd.config import DEFAULT_PATH, ConfigurationError, Settings, load
+from smpd.config import DEFAULT_PATH, Settings, load
 from smpd.credentials import CredentialsError, read_identity
+from smpd.ini import ConfigurationError
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
