@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from smpd.stores.memory import MemoryStore
-from tests.smpd.stores.contract import StoreContract, machines
+from tests.smpd.stores.contract import StoreContract
+from tests.smpd.stores.machines import machines
 
 
 class TestMemoryStore(StoreContract):
