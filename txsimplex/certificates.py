@@ -231,8 +231,9 @@ def check_client_chain(chain: Sequence[bytes], at: datetime) -> None:
     """Checks the chain that a client shows to a server (§4.2).
 
     None at all is fine; a single certificate is its own authority; else as for
-    servers. The leaf must be for signatures if it says what it is for, which in
-    the reference the TLS library sees to. Raises `CertificateError`.
+    servers, so that no service passes for another by showing its certificate
+    behind a leaf of its own. The leaf must be for signatures if it says what it is
+    for, which in the reference the TLS library sees to. Raises `CertificateError`.
     """
     if not chain:
         return
