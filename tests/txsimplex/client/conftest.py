@@ -63,8 +63,8 @@ def start_relay(relay_directory: Path, tmp_path: Path) -> Iterator[StartRelay]:
         path = relay_directory / f"{tmp_path.name}-{len(services)}.ini"
         path.write_text(text)
         service = RelayService(load(path))
-        service.privilegedStartService()  # type: ignore[no-untyped-call]
-        service.startService()  # type: ignore[no-untyped-call]
+        service.privilegedStartService()
+        service.startService()
         services.append(service)
         (listening,) = service.listener.ports
         host: Any = listening.getHost()
@@ -80,7 +80,7 @@ def start_relay(relay_directory: Path, tmp_path: Path) -> Iterator[StartRelay]:
 
 
 async def _stop(service: RelayService) -> None:
-    await service.stopService()  # type: ignore[no-untyped-call]
+    await service.stopService()
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def connected(room: int = 1000) -> tuple[BlockConnection, Transport]:
 
 
 def lose(connection: BlockConnection) -> None:
-    connection.connectionLost(Failure(ConnectionDone()))  # type: ignore[no-untyped-call]
+    connection.connectionLost(Failure(ConnectionDone()))
 
 
 def result_of(deferred: Deferred[Any]) -> Any:

@@ -18,7 +18,7 @@ async def test_the_example(relay: RunningRelay, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "client.md").read_text()
     example = tmp_path / "example.py"
     example.write_text(text.partition("```python\n")[2].partition("```")[0])
-    output, errors, status = await getProcessOutputAndValue(  # type: ignore[no-untyped-call]
+    output, errors, status = await getProcessOutputAndValue(
         sys.executable, [str(example), str(relay.address)], {"PYTHONPATH": str(ROOT)}
     )
     assert errors == b""
