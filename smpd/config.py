@@ -209,10 +209,12 @@ class QueueSettings:
 
 @dataclass(frozen=True, slots=True)
 class DeliverySettings:
-    """`[delivery]`: seconds between rounds of END, ENDS and DELD; batches held per client."""
+    """`[delivery]`: seconds between rounds of END, ENDS and DELD; blocks held per client.
+
+    Blocks received need no limit: each is worked through as it is read.
+    """
 
     end_interval: float = setting(_INTERVAL, 15.0)
-    receive_queue: int = setting(_QUEUE_SIZE, 128)
     send_queue: int = setting(_QUEUE_SIZE, 128)
 
 

@@ -47,11 +47,7 @@ def test_an_empty_file_gives_the_values_of_the_reference() -> None:
     assert (s.queues.new_queues, s.queues.password, s.queues.quota) == (True, None, 128)
     assert (s.queues.message_ttl, s.queues.expiry_interval) == (21 * 86400.0, 7200.0)
     assert s.queues.expire_on_send is False
-    assert (s.delivery.end_interval, s.delivery.receive_queue, s.delivery.send_queue) == (
-        15.0,
-        128,
-        128,
-    )
+    assert (s.delivery.end_interval, s.delivery.send_queue) == (15.0, 128)
     n = s.notifications
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (1.5, 86400.0, 3600.0)
     i = s.inactive_clients
@@ -85,7 +81,6 @@ def test_every_key_can_be_set() -> None:
         expire_on_send = on
         [delivery]
         end_interval = 0.5
-        receive_queue = 4
         send_queue = 65535
         [notifications]
         delivery_interval = 0.1
@@ -115,7 +110,7 @@ def test_every_key_can_be_set() -> None:
     assert (s.queues.quota, s.queues.message_ttl, s.queues.expiry_interval) == (1, 3.25, 0.01)
     assert s.queues.expire_on_send is True
     assert s.delivery.end_interval == 0.5
-    assert (s.delivery.receive_queue, s.delivery.send_queue) == (4, 65535)
+    assert s.delivery.send_queue == 65535
     n = s.notifications
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (0.1, 10.0, 20.0)
     i = s.inactive_clients
