@@ -18,8 +18,7 @@ from smpd.queues import Queue
 from smpd.stores.interface import Store
 from txsimplex.boxes import BoxKey, verify_authenticator
 from txsimplex.keys import Algorithm, PublicKey, verify
-from txsimplex.smp import commands as c
-from txsimplex.smp import errors
+from txsimplex.smp import commands as c, errors
 from txsimplex.smp.commands import QueueMode
 from txsimplex.smp.errors import Error
 from txsimplex.smp.transmissions import (
@@ -75,9 +74,7 @@ def authorized_by(peer: Peer, transmission: Transmission, keys: Sequence[PublicK
     return False
 
 
-def _verify(
-    peer: Peer, transmission: Transmission, authorized: bytes, key: PublicKey
-) -> bool:
+def _verify(peer: Peer, transmission: Transmission, authorized: bytes, key: PublicKey) -> bool:
     if key.algorithm is not Algorithm.X25519:
         return verify(key, authorized, transmission.authenticator)
     if peer.session_key is None:
@@ -86,9 +83,7 @@ def _verify(
     known = box is not None
     if box is None:
         box = BoxKey(peer.session_key.exchange(key))
-    right = verify_authenticator(
-        box, transmission.corr_id, authorized, transmission.authenticator
-    )
+    right = verify_authenticator(box, transmission.corr_id, authorized, transmission.authenticator)
     if right and not known:
         if len(peer.secrets) >= _SECRETS_KEPT:
             peer.secrets.clear()
@@ -104,9 +99,7 @@ def check_service(peer: Peer, transmission: Transmission) -> Error | None:
         return errors.PROHIBITED
     signature = transmission.service_signature
     if service is not None and command.service_signed:
-        if signature is None or not verify(
-            service.session_key, transmission.authorized, signature
-        ):
+        if signature is None or not verify(service.session_key, transmission.authorized, signature):
             return errors.SERVICE
     elif signature is not None:
         return errors.SERVICE

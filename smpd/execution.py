@@ -16,8 +16,7 @@ from smpd.rules import Rules
 from smpd.stores.interface import Collision, Store, StoreError
 from smpd.subscriptions import Subscriptions
 from txsimplex.keys import Algorithm, PrivateKey, PublicKey, Random
-from txsimplex.smp import commands as c
-from txsimplex.smp import errors
+from txsimplex.smp import commands as c, errors
 from txsimplex.smp.commands import QueueMode
 from txsimplex.smp.messages import Ids, Info, Lnk, Nid, NotifierIds, Sok
 from txsimplex.smp.transmissions import Transmission

@@ -57,7 +57,7 @@ class ConfigurationError(Exception):
         self.faults = tuple(faults)
 
 
-class Refused(ValueError):  # noqa: N818 - what happened to a value, not a name for a fault
+class Refused(ValueError):
     """What a reader raises: what it found, and what is allowed where that is more exact.
 
     Several parts of one value may be refused at once; each becomes a fault.

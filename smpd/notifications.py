@@ -89,9 +89,7 @@ class Notifications:
         self._services[service_id] = peer
         if former is None or former is peer:
             return former is None
-        self._subscriptions.add_event(
-            former, service_id, ended_service(former.service_notifiers)
-        )
+        self._subscriptions.add_event(former, service_id, ended_service(former.service_notifiers))
         former.service_notifiers = 0
         former.service_subscribed = False
         return True

@@ -21,8 +21,7 @@ from smpd.rules import Rules
 from smpd.stores.interface import Service, Store, StoreError
 from smpd.subscriptions import Subscriptions
 from txsimplex.keys import Random
-from txsimplex.smp import commands as c
-from txsimplex.smp import errors
+from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import BlockingInformation, Error
 from txsimplex.smp.transmissions import Refused, Transmission
 

@@ -182,11 +182,11 @@ class Session:
             service = self._relay.service(claim.role, claim.chain, claim.fingerprint)
         except (RoleMismatch, StoreError):
             raise refuse_service() from None
-        return PeerService(
-            service.service_id, claim.role, claim.fingerprint, claim.session_key
-        )
+        return PeerService(service.service_id, claim.role, claim.fingerprint, claim.session_key)
 
-    def _start(self, session: RelaySession, service: PeerService | None, alpn: bytes | None) -> None:
+    def _start(
+        self, session: RelaySession, service: PeerService | None, alpn: bytes | None
+    ) -> None:
         self._incoming, self._outgoing = session.blocks()
         shown = self._session_key if alpn is not None else None
         self._session_key = None

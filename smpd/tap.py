@@ -7,6 +7,7 @@ source of randomness are chosen here.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -30,9 +31,9 @@ from smpd.rules import Rules
 from smpd.session import SessionFactory, SessionLimits
 from smpd.stores.memory import MemoryStore
 from txsimplex import fast_reactor
-from txsimplex.listening import listen
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.certificates import ServerIdentity
+from txsimplex.listening import listen
 from txsimplex.smp.handshake import RelayIdentity
 from txsimplex.smp.versions import VersionRange
 from txsimplex.tls import server_context
@@ -112,14 +113,13 @@ class Listener(Service):
     def privilegedStartService(self) -> None:
         """Listens, or ends the process with the reason."""
         super().privilegedStartService()
+        allow_connections()
         limits = TransportLimits(
             setup_time=self._settings.protocol.tls_timeout, close_time=_CLOSE_TIME
         )
         for description in self._settings.server.listen:
             try:
-                waiting = listen(
-                    self._reactor, description, self._sessions, limits=limits
-                )
+                waiting = listen(self._reactor, description, self._sessions, limits=limits)
             except Exception as error:
                 raise SystemExit(f"cannot listen on {description}: {error}") from None
             waiting.addCallback(self.ports.append)
@@ -138,7 +138,7 @@ class Listener(Service):
         super().startService()
         address = self._settings.address(self._sessions.identity.key_hash)
         if address is None:
-            self.log.warn("the configuration sets no hosts, so the relay has no address to give")
+            self.log.warning("the configuration sets no hosts, so the relay has no address to give")
         else:
             # Without the password, since the log may be read by more than the operator.
             self.log.info("SMP relay ready: {address}", address=str(address.without_password()))
@@ -197,12 +197,16 @@ class Reload(Service):
         self.log.info("new connections are shown the certificate read now")
 
 
+def allow_connections() -> None:
+    """Raises the soft limit of open files, one per connection, to the hard one."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def load_identity(settings: Settings) -> ServerIdentity:
     """The certificates and key that the configuration names. Raises `CredentialsError`."""
     server = settings.server
-    return read_identity(
-        server.certificate, server.key, server.ca_certificate, datetime.now(UTC)
-    )
+    return read_identity(server.certificate, server.key, server.ca_certificate, datetime.now(UTC))
 
 
 def shown(identity: ServerIdentity) -> RelayIdentity:
