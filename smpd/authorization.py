@@ -40,8 +40,10 @@ _NOBODY: Final = {
         PublicKey.decode(base64.b64decode(text))
         for text in (
             "MCowBQYDK2VwAyEA139Oqs4QgpqbAmB0o7rZf6T19ryl7E65k4AYe0kE3Qs=",
-            "MEMwBQYDK2VxAzoA6ibQc9XpkSLtwrf7PLvp81qW/etiumckVFImCMRdftcG/XopbOSaq9qyLhrgJWKO"
-            "LyNrQPNVvpMA",
+            (
+                "MEMwBQYDK2VxAzoA6ibQc9XpkSLtwrf7PLvp81qW/etiumckVFImCMRdftcG/XopbOSaq9qyLhrg"
+                "JWKOLyNrQPNVvpMA"
+            ),
             "MCowBQYDK2VuAyEA4JGSMYht18H4mas/jHeBwfcM7jLwNYJNOAhi2/g4RXg=",
         )
     )

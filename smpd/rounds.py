@@ -75,7 +75,7 @@ class Rounds(Service):
     def _guarded(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except Exception:
+        except Exception:  # noqa: BLE001 (the next round may go well)
             self.log.failure("a round of the relay failed")
             return None
 

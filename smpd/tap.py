@@ -14,13 +14,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from smpd.config import DEFAULT_PATH, Settings, load
 from smpd.credentials import CredentialsError, read_identity
@@ -51,7 +52,7 @@ class Options(usage.Options):
 
     synopsis = "[--config PATH]"
     longdesc = "Runs an SMP relay. smpctl(1) makes its configuration, smpd.ini(5) explains it."
-    optParameters = [
+    optParameters: ClassVar[list[list[str]]] = [
         ["config", "c", str(DEFAULT_PATH), "The configuration file."],
     ]
 
@@ -109,6 +110,7 @@ class Listener(Service):
         self._sessions = sessions
         self._reactor = reactor
         self.ports: list[IListeningPort] = []
+        self._started = False
 
     def privilegedStartService(self) -> None:
         """Listens, or ends the process with the reason."""
@@ -117,28 +119,36 @@ class Listener(Service):
         limits = TransportLimits(
             setup_time=self._settings.protocol.tls_timeout, close_time=_CLOSE_TIME
         )
+        refused: list[str] = []
         for description in self._settings.server.listen:
             try:
                 waiting = listen(self._reactor, description, self._sessions, limits=limits)
-            except Exception as error:
-                raise SystemExit(f"cannot listen on {description}: {error}") from None
+            except ValueError as error:
+                refused.append(f"cannot listen on {description}: {error}")
+                continue
             waiting.addCallback(self.ports.append)
-            waiting.addErrback(self._failed, description)
+            waiting.addErrback(self._refused, description, refused)
+        if refused:
+            raise SystemExit("\n".join(refused))
+        # What fails from now on fails while the relay runs already.
+        self._started = True
 
-    def _failed(self, failure: Any, description: str) -> None:
-        self.log.critical(
-            "cannot listen on {description}: {error}",
-            description=description,
-            error=failure.getErrorMessage(),
-        )
-        self._reactor.callWhenRunning(self._reactor.stop)
+    def _refused(self, failure: Failure, description: str, refused: list[str]) -> None:
+        sentence = f"cannot listen on {description}: {failure.getErrorMessage()}"
+        if not self._started:
+            refused.append(sentence)
+            return
+        self.log.critical("{sentence}", sentence=sentence)
+        self._reactor.stop()
 
     def startService(self) -> None:
         """Says where the relay is."""
         super().startService()
         address = self._settings.address(self._sessions.identity.key_hash)
         if address is None:
-            self.log.warning("the configuration sets no hosts, so the relay has no address to give")
+            self.log.warn(  # noqa: G010 (the name Twisted gives it)
+                "the configuration sets no hosts, so the relay has no address to give"
+            )
         else:
             # Without the password, since the log may be read by more than the operator.
             self.log.info("SMP relay ready: {address}", address=str(address.without_password()))
