@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from hypothesis import given, strategies as st
+
+from tests.txsimplex.smp.strategies import mutated
 from tests.txsimplex.vectors import Vector, det, load, name_of
 from txsimplex.boxes import BlockChain, PlainBlocks
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.commands import Role
 from txsimplex.smp.handshake import (
+    BAD_AUTH,
+    BAD_VERSION,
     ClientHandshake,
     ClientSession,
     HandshakeError,
@@ -245,3 +251,196 @@ def test_client_with_crafted_server_hellos(vector: Vector) -> None:
 _SOME_SESSION: Vector = next(
     vector for vector in load("handshake", "session") if vector["name"] == "session/v18"
 )
+
+
+# -- beyond the vectors
+
+
+def made_up(**changes: object) -> Vector:
+    return {**_SOME_SESSION, **changes}
+
+
+def service_vector(**changes: object) -> Vector:
+    name = "session/service/messaging"
+    (vector,) = (vector for vector in load("handshake", "session") if vector["name"] == name)
+    return {**vector, **changes}
+
+
+version_ranges = st.tuples(st.integers(4, 20), st.integers(4, 20)).map(
+    lambda pair: [min(pair), max(pair)]
+)
+
+
+@given(
+    version_ranges,
+    version_ranges,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, "smp/1"]),
+    st.booleans(),
+)
+def test_both_sides_agree(
+    relay_range: list[int],
+    client_range: list[int],
+    proxy: bool,
+    key: bool,
+    alpn: str | None,
+    service: bool,
+) -> None:
+    """Also proxies of versions 11 to 13, where the reference's sides do not (PROXY_OF_11)."""
+    vector = (service_vector if service else made_up)(
+        server_range=relay_range,
+        client_range=client_range,
+        proxy=proxy,
+        client_key=key,
+        alpn=alpn,
+    )
+    relay, client = relay_of(vector), client_of(vector)
+    common = VersionRange(*client_range).intersection(
+        VersionRange(*(relay_range if alpn else (6, 6)))
+    )
+    try:
+        at_client = client.receive(relay.hello())
+    except HandshakeError as error:
+        assert error.error == BAD_VERSION
+        assert common is None or proxy or not relay_range[0] <= 6 <= relay_range[1]
+        return
+    assert common is not None
+    at_relay = relay.receive(at_client.hello)
+    assert at_relay.version == at_client.version <= common.maximum
+    assert at_relay.version in common
+    assert at_relay.encrypted is at_client.encrypted
+    assert at_client.encrypted is (at_client.version >= 11 and key and not proxy)
+    if at_relay.version >= 7:
+        assert at_relay.secret == at_client.secret
+        assert (at_relay.secret is not None) is key
+    assert (at_relay.service is not None) is at_client.service
+    assert at_client.service is (service and at_client.version >= 16)
+    for sealing, opening in (
+        (at_relay.blocks()[1], at_client.blocks()[0]),
+        (at_client.blocks()[1], at_relay.blocks()[0]),
+    ):
+        assert opening.open(sealing.seal(b"content")) == b"content"
+
+
+def test_a_relay_without_version_6_offers_nothing_without_alpn() -> None:
+    """§4.1."""
+    relay = relay_of(made_up(server_range=[7, 18], alpn=None))
+    with pytest.raises(HandshakeError) as caught:
+        relay.hello()
+    assert caught.value.error == BAD_VERSION
+    with pytest.raises(HandshakeError) as caught:
+        relay.receive(bytes.fromhex(_SOME_SESSION["client_to_server"][0]))
+    assert caught.value.error == BAD_VERSION
+
+
+@given(mutated(st.just(bytes.fromhex(service_vector()["client_to_server"][0]))))
+def test_client_hellos_changed_on_the_way(content: bytes) -> None:
+    vector = service_vector()
+    genuine = relay_of(vector).receive(bytes.fromhex(vector["client_to_server"][0])).service
+    assert genuine is not None
+    try:
+        session = relay_of(vector).receive(content)
+    except HandshakeError as error:
+        if error.answer is not None:
+            assert error.error == BAD_AUTH
+            assert error.answer == b"EHANDSHAKE BAD_AUTH"
+        return
+    # The role is not signed; everything else about a service is.
+    if session.service is not None:
+        assert replace(session.service, role=genuine.role) == genuine
+
+
+@given(mutated(st.just(bytes.fromhex(_SOME_SESSION["server_to_client"][0]))))
+def test_server_hellos_changed_on_the_way(content: bytes) -> None:
+    genuine = x25519(_SOME_SESSION["server_session_private_raw"]).public
+    try:
+        session = client_of(_SOME_SESSION).receive(content)
+    except HandshakeError as error:
+        assert error.answer is None
+        return
+    assert session.relay_key in (None, genuine)
+
+
+@given(st.binary(max_size=100))
+def test_arbitrary_blocks(content: bytes) -> None:
+    for receive in (relay_of(_SOME_SESSION).receive, client_of(_SOME_SESSION).receive):
+        with pytest.raises(HandshakeError):
+            receive(content)
+    try:
+        found = service_id(content)
+    except HandshakeError as error:
+        assert error.answer is None
+    else:
+        assert content.startswith(b"R" + bytes((len(found),)) + found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tls_client_chain": []},
+        {"tls_client_chain": service_vector()["service"]["chain"][:1]},
+        {"tls_client_chain": service_vector()["service"]["chain"][::-1]},
+        {"chain": ["00"], "tls_client_chain": ["00"]},
+        {
+            "chain": service_vector()["service"]["chain"] * 2 + ["00"],
+            "tls_client_chain": service_vector()["service"]["chain"] * 2 + ["00"],
+        },
+        {"sign_key": {"alg": "Ed25519", "private_raw": "00" * 32}},
+        {"sign_key": {"alg": "Ed448", "private_raw": "00" * 57}},
+    ],
+)
+def test_services_that_prove_nothing(changes: Vector) -> None:
+    """§6.3: BAD_AUTH in the third block, which a client reads as such."""
+    vector = service_vector()
+    vector["service"] = {**vector["service"], **changes}
+    relay = relay_of(vector)
+    client = client_of(vector).receive(relay.hello())
+    with pytest.raises(HandshakeError) as caught:
+        relay.receive(client.hello)
+    assert caught.value.error == BAD_AUTH
+    answer = caught.value.answer
+    assert answer is not None
+    with pytest.raises(HandshakeError) as caught:
+        service_id(answer)
+    assert caught.value.error == BAD_AUTH
+
+
+def test_the_session_key_of_a_service_is_of_ed25519() -> None:
+    """§6.3."""
+    vector = service_vector()
+    service = vector["service"]
+    identity = ServiceIdentity(
+        Role.MESSAGING,
+        chain(service["chain"]),
+        signing_key(service["sign_key"]),
+        x25519(vector["client_session_private_raw"]),
+    )
+    client = ClientHandshake(
+        VersionRange(6, 18),
+        bytes.fromhex(vector["session_id"]),
+        bytes.fromhex(vector["client_key_hash"]),
+        chain(vector["tls_server_chain"]),
+        None,
+        service=identity,
+    )
+    relay = relay_of(vector)
+    with pytest.raises(HandshakeError) as caught:
+        relay.receive(client.receive(relay.hello()).hello)
+    assert caught.value.error == BAD_AUTH
+
+
+def test_a_client_without_the_chain_of_tls_trusts_no_key() -> None:
+    client = client_of(made_up(tls_server_chain=[]))
+    with pytest.raises(HandshakeError) as caught:
+        client.receive(bytes.fromhex(_SOME_SESSION["server_to_client"][0]))
+    assert caught.value.error == BAD_AUTH
+
+
+def test_secrets_are_not_shown() -> None:
+    relay = relay_of(_SOME_SESSION)
+    client = client_of(_SOME_SESSION).receive(relay.hello())
+    session = relay.receive(client.hello)
+    assert session.secret is not None
+    for side in (session, client):
+        assert repr(session.secret) not in repr(side)
