@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
-from tests.conformance.relays import RelayProcess
+from tests.conformance.relays import RelayProcess, Settings
 from txsimplex.boxes import PlainBlocks
 from txsimplex.client.blocks import BlockConnection
 from txsimplex.client.deadlines import within
@@ -26,7 +26,7 @@ from txsimplex.client.smp import SMPClient, connect
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.bodies import MessageBody
-from txsimplex.smp.commands import LinkData, NotifierRequest, QueueMode, Role
+from txsimplex.smp.commands import Command, LinkData, NotifierRequest, QueueMode, Role
 from txsimplex.smp.errors import decode_error
 from txsimplex.smp.messages import Err, Message, Msg
 from txsimplex.smp.transmissions import Received
@@ -61,7 +61,7 @@ class Relay:
 
     def __init__(self, process: RelayProcess, connections: list[Connection]) -> None:
         self.process = process
-        self._connections = connections
+        self.connections = connections
 
     @property
     def key_hash(self) -> bytes:
@@ -97,7 +97,7 @@ class Relay:
             timeout=WAIT,
             **options,
         )
-        self._connections.append(client)
+        self.connections.append(client)
         return client
 
     async def raw(
@@ -108,7 +108,7 @@ class Relay:
         session = await open_session(
             self.endpoint(), self.process.location, service=service, timeout=WAIT, **options
         )
-        self._connections.append(session.blocks)
+        self.connections.append(session.blocks)
         return RawClient(session, global_clock(), WAIT)
 
     async def blocks(
@@ -122,12 +122,15 @@ class Relay:
         connection = await open_blocks(
             self.endpoint(), alpn=alpn, context=context, service=service, timeout=WAIT
         )
-        self._connections.append(connection)
+        self.connections.append(connection)
         return connection
 
 
-GetRelay = Callable[[dict[str, object]], Relay]
-"""The fixture `relays`: the relay with these settings."""
+class GetRelay(Protocol):
+    """The fixture `relays`."""
+
+    def __call__(self, settings: Settings, algorithm: Algorithm = Algorithm.ED25519) -> Relay:
+        """The relay with these settings, and certificates of this algorithm."""
 
 
 def versions_to(version: int | None) -> VersionRange:
@@ -277,6 +280,27 @@ def err(error: str) -> Err:
 def of(kind: type[_M], received: Received) -> _M:
     """The message received, which must be of `kind`."""
     assert isinstance(received.message, kind), received.message
+    return received.message
+
+
+async def ask(
+    client: RawClient,
+    command: Command | bytes,
+    entity_id: bytes = b"",
+    key: PrivateKey | None = None,
+    *,
+    service_signed: bool = False,
+) -> Message:
+    """The answer to a command: the next message, which must have the command's ids."""
+    corr_id = new_id()
+    client.send_transmissions(
+        client.transmission(
+            command, corr_id=corr_id, entity_id=entity_id, key=key, service_signed=service_signed
+        )
+    )
+    received = await client.next_message()
+    assert (received.corr_id, received.entity_id) == (corr_id, entity_id)
+    assert isinstance(received.message, Message), received.message
     return received.message
 
 
