@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from tests.conformance.clients import Connection, GetRelay, Relay, close_all
 from tests.conformance.relays import Relays, Settings
+from txsimplex.keys import Algorithm
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +28,8 @@ def relays(relay_processes: Relays) -> Iterator[GetRelay]:
     """Gives relays by their settings; what a test has connected is closed after it."""
     connections: list[Connection] = []
 
-    def get(settings: Settings) -> Relay:
-        return Relay(relay_processes.get(settings), connections)
+    def get(settings: Settings, algorithm: Algorithm = Algorithm.ED25519) -> Relay:
+        return Relay(relay_processes.get(settings, algorithm), connections)
 
     yield get
     pytest_twisted.blockon(Deferred.fromCoroutine(close_all(connections)))

@@ -228,17 +228,20 @@ class Relays:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._relays: dict[tuple[tuple[str, str], ...], RelayProcess] = {}
-        self._credentials = Credentials.make()
+        self._relays: dict[tuple[object, ...], RelayProcess] = {}
+        self._credentials: dict[Algorithm, Credentials] = {}
 
-    def get(self, settings: Settings) -> RelayProcess:
-        """The relay with these settings, running."""
-        key = tuple(sorted((name, str(value)) for name, value in settings.items()))
+    def get(self, settings: Settings, algorithm: Algorithm = Algorithm.ED25519) -> RelayProcess:
+        """The relay with these settings and certificates of this algorithm, running."""
+        key = (algorithm, *sorted((name, str(value)) for name, value in settings.items()))
         relay = self._relays.get(key)
         if relay is None:
+            if algorithm not in self._credentials:
+                self._credentials[algorithm] = Credentials.make(algorithm)
             directory = self._directory / f"relay-{len(self._relays)}"
             directory.mkdir(mode=0o700)
-            relay = self._relays[key] = RelayProcess(directory, self._credentials, settings).start()
+            relay = RelayProcess(directory, self._credentials[algorithm], settings)
+            self._relays[key] = relay.start()
         return relay
 
     def new_faults(self) -> str:
