@@ -19,6 +19,7 @@ from bench.options import (
     add_common_options,
     finish,
     open_server,
+    parse,
     positive,
     run_benchmark,
     versions,
@@ -75,9 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; the exit status is 1 when something failed or stayed behind."""
-    options = _parser().parse_args(arguments)
-    if options.quick:
-        vars(options).update(_QUICK)
+    options = parse(_parser(), arguments, _QUICK)
     return run_benchmark(lambda: _benchmark(options))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from bench.processes import Cores, exit_on_sigterm, say
@@ -63,6 +63,15 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
     parser.add_argument("--quick", action="store_true", help="be done in 40 seconds")
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, quick: Mapping[str, float]
+) -> argparse.Namespace:
+    """The options; with `--quick`, what is not said is as in `quick`."""
+    if parser.parse_args(arguments).quick:
+        parser.set_defaults(**quick)
+    return parser.parse_args(arguments)
 
 
 def open_server(

@@ -19,6 +19,7 @@ from bench.options import (
     add_common_options,
     finish,
     open_server,
+    parse,
     positive,
     run_benchmark,
     versions,
@@ -135,9 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; the exit status is 1 when an answer was wrong or nothing could be measured."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(_QUICK)
+    options = parse(parser, arguments, _QUICK)
     if options.connections < 2:
         parser.error("--connections: at least 2, one to send and one to receive")
     return run_benchmark(lambda: _benchmark(options))

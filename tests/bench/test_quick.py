@@ -1,0 +1,149 @@
+"""Every benchmark, run as `--quick --json`: a line of JSON in the end, and no process stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"bench.{name}", "--quick", "--json", *arguments]
+
+
+def run(name: str, *arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        command(name, *arguments),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def children(pid: int) -> list[int]:
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(child) for each in lists for child in each.read_text().split()]
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_relay() -> None:
+    result = run("relay", "--connections", "20", "--seconds", "2")
+    for key in (
+        "messages_per_cpu_second",
+        "messages_per_cpu_second_v10",
+        "latency_p50_ms",
+        "latency_p99_ms",
+    ):
+        assert result[key] > 0
+    assert [each["version"] for each in result["runs"]] == [18, 10]
+    assert all(each["faults"] == [] and each["messages"] > 0 for each in result["runs"])
+
+
+SHORT = ("--seconds", "1", "--latency-seconds", "0")
+
+
+def test_relay_with_small_messages_in_groups() -> None:
+    groups = ("--window", "2", "--batch", "10", "--size", "100", "--verify", "1")
+    result = run("relay", *SHORT, "--connections", "8", "--versions", "6", *groups)
+    (only,) = result["runs"]
+    assert only["faults"] == []
+
+
+def test_relay_with_few_queues() -> None:
+    few = ("--connections", "4", "--window", "8", "--queues", "2", "--processes", "2")
+    result = run("relay", *SHORT, "--versions", "18", *few)
+    (only,) = result["runs"]
+    assert only["faults"] == []
+
+
+def test_connections() -> None:
+    result = run("connections", "--idle", "200", "--burst", "50", "--seconds", "2")
+    for key in (
+        "handshakes_per_cpu_second",
+        "kib_per_idle_connection",
+        "ping_p99_ms_during_handshakes",
+    ):
+        assert result[key] > 0
+    assert result["idle_connections"] == 200
+
+
+def test_connections_dropped() -> None:
+    result = run("connections", "--drop", "400", "--groups", "X448:X25519")
+    assert result["files_after"] <= result["files_before"]
+
+
+@pytest.mark.parametrize(
+    "by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name
+)
+def test_nothing_is_left_running(by: signal.Signals) -> None:
+    with subprocess.Popen(
+        command("relay", "--connections", "8"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "warming up" in line:
+                break
+        started = children(process.pid)
+        assert len(started) >= 2
+        process.send_signal(by)
+        process.wait(15)
+    deadline = time.monotonic() + 5
+    while any(map(alive, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, started))
+    if by is not signal.SIGKILL:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 128 + by}[by]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(["--connections", "1"], 2), (["--versions", "5"], 2), (["--address", "nonsense"], 2)],
+    ids=str,
+)
+def test_bad_usage(arguments: list[str], status: int) -> None:
+    done = subprocess.run(
+        command("relay", *arguments), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there() -> None:
+    address = "smp://AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=@127.0.0.1:1"
+    done = subprocess.run(
+        command("relay", "--address", address, "--pid", str(os.getpid())),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "cannot connect" in done.stderr
+    assert "Traceback" not in done.stderr
