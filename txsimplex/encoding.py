@@ -98,7 +98,15 @@ class Reader:
 
     def short(self) -> bytes:
         """A string of 0 to 255 bytes behind its length."""
-        return self.take(self.u8())
+        position = self.position
+        if position >= self.end:
+            raise ParseError("not enough bytes")
+        start = position + 1
+        stop = start + self.data[position]
+        if stop > self.end:
+            raise ParseError("not enough bytes")
+        self.position = stop
+        return self.data[start:stop]
 
     def large(self) -> bytes:
         """A string of 0 to 65535 bytes behind its length."""

@@ -83,7 +83,8 @@ _ZERO16 = bytes(16)
 def hsalsa20(key: bytes) -> bytes:
     """HSalsa20 of a 32-byte `key` and 16 zero bytes (smp-wire.md §3): 32 bytes."""
     _hsalsa20(_out32, _ZERO16, key, _NULL)
-    return bytes(_view32)
+    derived: bytes = _view32[:]
+    return derived
 
 
 def seal_easy(message: bytes, nonce: bytes, key: bytes) -> bytes:
@@ -122,4 +123,5 @@ def scalarmult(private: bytes, public: bytes) -> bytes:
     """
     if _scalarmult(_out32, private, public):
         return bytes(32)
-    return bytes(_view32)
+    secret: bytes = _view32[:]
+    return secret

@@ -33,13 +33,22 @@ class Role(Enum):
 
 
 class Credentials(Enum):
-    """Which of authenticator and entity id a command has (smp-wire.md §9.3)."""
+    """Which of authenticator and entity id a command has (smp-wire.md §9.3).
 
-    CREATOR = 1
-    SENDER = 2
-    NEITHER = 3
-    ENTITY_ONLY = 4
-    BOTH = 5
+    `errors` are those of a command with neither, with the id only, with the
+    authenticator only, and with both.
+    """
+
+    CREATOR = (errors.NO_AUTH, errors.NO_AUTH, None, errors.HAS_AUTH)
+    SENDER = (errors.NO_ENTITY, None, errors.NO_ENTITY, None)
+    NEITHER = (None, errors.HAS_AUTH, errors.HAS_AUTH, errors.HAS_AUTH)
+    ENTITY_ONLY = (errors.NO_ENTITY, None, errors.NO_ENTITY, errors.HAS_AUTH)
+    BOTH = (errors.NO_AUTH, errors.NO_AUTH, errors.NO_AUTH, None)
+
+    errors: tuple[Error | None, ...]
+
+    def __init__(self, *given: Error | None) -> None:
+        self.errors = given
 
 
 class QueueMode(Enum):
@@ -414,7 +423,7 @@ class Skey(_WithKey):
     """The sender secures the queue with its own key."""
 
 
-_LONGEST_FLAGS: Final = 8
+_FLAGS: Final = {b"T ": True, b"F ": False}
 
 
 @_command(b"SEND")
@@ -432,12 +441,15 @@ class Send(Command):
 
     @classmethod
     def read(cls, reader: Reader, version: int) -> Send:
-        notify = reader.bool()
-        space = reader.data.find(b" ", reader.position, reader.end)
-        if space < 0:
-            raise ParseError("no body")
-        reader.position = space + 1
-        return cls(notify, reader.rest())
+        data, start, end = reader.data, reader.position, reader.end
+        notify = _FLAGS.get(data[start : start + 2])
+        if notify is None or start + 2 > end:
+            # Flags of later versions may stand between the one that is known and the space.
+            notify = reader.bool()
+            start = data.find(b" ", start, end) - 1
+            if start < 0:
+                raise ParseError("no body")
+        return cls(notify, data[start + 2 : end])
 
 
 @_command(b"PING")
@@ -574,17 +586,4 @@ def read_command(data: bytes, position: int, end: int, version: int) -> Command 
 
 def check_credentials(command: Command, authorized: bool, entity: bool) -> Error | None:
     """The error when authenticator or entity id are there or not, against the rule (§9.3)."""
-    needed = command.credentials
-    if needed is Credentials.BOTH:
-        return None if authorized and entity else errors.NO_AUTH
-    if needed is Credentials.SENDER:
-        return None if entity else errors.NO_ENTITY
-    if needed is Credentials.NEITHER:
-        return errors.HAS_AUTH if authorized or entity else None
-    if needed is Credentials.CREATOR:
-        if not authorized:
-            return errors.NO_AUTH
-        return errors.HAS_AUTH if entity else None
-    if not entity:
-        return errors.NO_ENTITY
-    return errors.HAS_AUTH if authorized else None
+    return command.credentials.errors[2 * authorized + entity]

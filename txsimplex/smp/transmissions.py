@@ -7,11 +7,11 @@ version 6, implied later), correlation id, entity id, and a command or message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from txsimplex.encoding import ParseError, Reader, short, u16
+from txsimplex.encoding import ParseError, Reader, short
 from txsimplex.smp import errors
 from txsimplex.smp.commands import Command, check_credentials, read_command
 from txsimplex.smp.errors import Error
@@ -56,6 +56,8 @@ class Refused:
     error: Error
 
 
+NO_SERVICE_SIGNATURE: Final = 0x30
+"""The byte behind an authenticator where no service signature follows (from version 16 on)."""
 EMPTY_HEADER: Final = b"\0\0"
 """No correlation id and no entity id."""
 BAD_BLOCK: Final = Refused(EMPTY_HEADER, errors.BLOCK)
@@ -110,55 +112,40 @@ class Framing:
     def read_command(self, content: bytes, start: int, end: int) -> Transmission | Refused:
         """The command in ``content[start:end]``, or the error to answer (§9.3, 1 to 5)."""
         try:
-            authenticator, signature, sent, corr_id, entity_id, command_start, position = (
-                self._read_envelope(content, start, end)
-            )
+            # Lengths may lead beyond the end, which is noticed when all are read.
+            position = start + 1 + content[start]
+            authenticator = content[start + 1 : position]
+            signature = None
+            if authenticator and self.version >= SERVICE_CERTIFICATES:
+                if content[position] == NO_SERVICE_SIGNATURE:
+                    position += 1
+                else:
+                    signature, position = _read_service_signature(content, position, end)
+            sent = position
+            if self.version < IMPLIED_SESSION:
+                position += 1 + content[position]
+            corr_end = position + 1 + content[position]
+            entity_end = corr_end + 1 + content[corr_end]
         except (ParseError, IndexError):
             return BAD_BLOCK
-        if self.version < IMPLIED_SESSION and content[sent:position] != self.session:
+        if entity_end > end:
+            return BAD_BLOCK
+        corr_id = content[position + 1 : corr_end]
+        if sent != position and content[sent:position] != self.session:
             return Refused(short(corr_id) + b"\0", errors.SESSION)
         if len(authenticator) not in _AUTHENTICATOR_SIZES:
             return Refused(short(corr_id) + b"\0", errors.BLOCK)
-        header = content[position:command_start]
-        command = read_command(content, command_start, end, self.version)
+        header = content[position:entity_end]
+        command = read_command(content, entity_end, end, self.version)
         if isinstance(command, Error):
             return Refused(header, command)
+        entity_id = content[corr_end + 1 : entity_end]
         error = check_credentials(command, bool(authenticator), bool(entity_id))
         if error is not None:
             return Refused(header, error)
         authorized = self.session + content[position:end]
         return Transmission(
             corr_id, entity_id, header, command, authenticator, signature, authorized
-        )
-
-    def _read_envelope(
-        self, content: bytes, start: int, end: int
-    ) -> tuple[bytes, bytes | None, int, bytes, bytes, int, int]:
-        """Authenticator, service signature, where it was sent from, ids, and where the
-        command and the correlation id start."""
-        position = start + 1 + content[start]
-        authenticator = content[start + 1 : position]
-        signature = None
-        if authenticator and self.version >= SERVICE_CERTIFICATES:
-            if content[position] == _NO_SIGNATURE:
-                position += 1
-            else:
-                signature, position = _read_service_signature(content, position, end)
-        sent = position
-        if self.version < IMPLIED_SESSION:
-            position += 1 + content[position]
-        corr_end = position + 1 + content[position]
-        entity_end = corr_end + 1 + content[corr_end]
-        if entity_end > end:
-            raise ParseError("not enough bytes")
-        return (
-            authenticator,
-            signature,
-            sent,
-            content[position + 1 : corr_end],
-            content[corr_end + 1 : entity_end],
-            entity_end,
-            position,
         )
 
     def answer(self, header: bytes, message: bytes) -> bytes:
@@ -200,15 +187,17 @@ class Framing:
         return [self._read_message(content, start, end) for start, end in places]
 
     def _read_message(self, content: bytes, start: int, end: int) -> Received:
+        reader = Reader(content, start, end)
         try:
-            _, _, sent, corr_id, entity_id, position, header = self._read_envelope(
-                content, start, end
-            )
-        except (ParseError, IndexError):
+            if reader.short() and self.version >= SERVICE_CERTIFICATES:
+                _, reader.position = _read_service_signature(content, reader.position, end)
+            session = reader.short() if self.version < IMPLIED_SESSION else None
+            corr_id, entity_id = reader.short(), reader.short()
+        except ParseError:
             return Received(b"", b"", errors.BLOCK)
-        if self.version < IMPLIED_SESSION and content[sent:header] != self.session:
+        if session is not None and short(session) != self.session:
             return Received(corr_id, b"", errors.SESSION)
-        message = read_message(content, position, end, self.version)
+        message = read_message(content, reader.position, end, self.version)
         if isinstance(message, Message):
             error = check_entity(message, bool(entity_id))
             if error is not None:
@@ -242,14 +231,17 @@ class TooLarge:
 
 def frame(transmissions: Sequence[bytes]) -> bytes:
     """The content of a block: 1 to 255 transmissions that fit (§8)."""
-    if len(transmissions) == 1:
-        only = transmissions[0]
-        return b"\x01" + u16(len(only)) + only
-    parts = [bytes((len(transmissions),))]
+    parts = [len(transmissions).to_bytes(1, "big")]
     for transmission in transmissions:
-        parts.append(u16(len(transmission)))
+        parts.append(len(transmission).to_bytes(2, "big"))
         parts.append(transmission)
     return b"".join(parts)
+
+
+def fits(transmissions: Sequence[bytes]) -> bool:
+    """Whether all of `transmissions` fit into one block."""
+    count = len(transmissions)
+    return count <= MAX_TRANSMISSIONS and 2 * count + sum(map(len, transmissions)) <= MAX_CONTENT
 
 
 def pack(transmissions: Sequence[bytes]) -> list[bytes | TooLarge]:
@@ -258,6 +250,8 @@ def pack(transmissions: Sequence[bytes]) -> list[bytes | TooLarge]:
     Blocks are filled from the end of the list, so the first may be the one that
     is not full; a transmission that fits into none stands alone as `TooLarge`.
     """
+    if transmissions and fits(transmissions):
+        return [frame(transmissions)]
     blocks: list[bytes | TooLarge] = []
     batch: list[bytes] = []
     size = 0
@@ -283,9 +277,3 @@ def _close(blocks: list[bytes | TooLarge], batch: list[bytes]) -> None:
     if batch:
         batch.reverse()
         blocks.append(frame(batch))
-
-
-def fits(transmissions: Iterable[bytes]) -> bool:
-    """Whether all of `transmissions` fit into one block."""
-    sizes = [len(transmission) + 2 for transmission in transmissions]
-    return len(sizes) <= MAX_TRANSMISSIONS and sum(sizes) <= MAX_CONTENT
