@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from smpd.authorization import Authority, CommandError
 from smpd.counters import Counters
@@ -23,7 +24,10 @@ from smpd.subscriptions import Subscriptions
 from txsimplex.keys import Random
 from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import BlockingInformation, Error
-from txsimplex.smp.transmissions import Refused, Transmission
+from txsimplex.smp.transmissions import MAX_CONTENT, Refused, Transmission
+
+_LARGEST_ANSWER: Final = MAX_CONTENT - 2
+"""Bytes of a transmission that fits into a block."""
 
 
 @dataclass(slots=True)
@@ -85,7 +89,11 @@ class Relay:
             if isinstance(answer, tuple):
                 answer, message = answer
                 outcome.messages.append(peer.framing.event(transmission.entity_id, message))
-            outcome.answers.append(peer.framing.answer(transmission.header, answer))
+            encoded = peer.framing.answer(transmission.header, answer)
+            if len(encoded) > _LARGEST_ANSWER:
+                # The ids are the client's and can be long; the reference answers nothing then.
+                encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
+            outcome.answers.append(encoded)
         return outcome
 
     def ready(self, peer: Peer) -> None:
