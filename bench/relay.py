@@ -125,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
         help="decrypt and compare every Nth message; 1 for all; default: 16",
     )
     parser.add_argument(
+        "--repeat",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="measure the versions in turn N times, the median counts; default: 1",
+    )
+    parser.add_argument(
         "--processes", type=positive, help="generators of load; default: the cores that are left"
     )
     parser.add_argument(
@@ -151,10 +158,11 @@ def _benchmark(options: argparse.Namespace) -> int:
         count = options.processes or (len(cores.generators) if cores.pinned else 1)
         workers = stack.enter_context(Workers("bench.message_worker", count, cores.generators))
         say(f"{cores}; generators: {count}")
-        for version in options.versions:
-            runs.append(_run(server, workers, options, version))
-            if options.profile:
-                _profile(server, workers, options, version, profile)
+        for turn in range(options.repeat):
+            for version in options.versions:
+                runs.append(_run(server, workers, options, version))
+                if options.profile and turn == 0:
+                    _profile(server, workers, options, version, profile)
     profile.report()
     _report(runs, options, cores)
     return finish(any(run.faults for run in runs))
@@ -245,6 +253,15 @@ def _profile(
     workers.ask("disconnect")
 
 
+def _median(runs: Sequence[Run], version: int) -> Run:
+    """The run in the middle of those at one version."""
+    ordered = sorted(
+        (run for run in runs if run.version == version),
+        key=lambda run: run.per_cpu_second or run.per_second,
+    )
+    return ordered[len(ordered) // 2]
+
+
 def _report(runs: Sequence[Run], options: argparse.Namespace, cores: Cores) -> None:
     print(
         f"\n{options.connections} connections, window {options.window}, batch {options.batch}; "
@@ -264,6 +281,12 @@ def _report(runs: Sequence[Run], options: argparse.Namespace, cores: Cores) -> N
         )
         for fault in run.faults:
             print(f"  FAULT: {fault}")
+    if options.repeat > 1:
+        for version in options.versions:
+            run = _median(runs, version)
+            value = run.per_cpu_second or run.per_second
+            unit = "CPU-second" if run.per_cpu_second else "second"
+            print(f"median at v{version}: {value:.0f} messages per {unit}")
     if any(run.server_waited > run.seconds / 20 for run in runs):
         print("Other processes had the server's core at times (waits): latencies are theirs too.")
     if options.json:
@@ -283,7 +306,7 @@ def _latency_text(run: Run, options: argparse.Namespace) -> str:
 
 
 def _result(runs: Sequence[Run], options: argparse.Namespace, cores: Cores) -> dict[str, Any]:
-    first, *others = runs
+    first, *others = (_median(runs, version) for version in options.versions)
     result: dict[str, Any] = {
         "benchmark": "relay",
         "messages_per_cpu_second": first.as_json()["messages_per_cpu_second"],
