@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from smpd.authorization import CommandError
@@ -82,9 +84,7 @@ class Execution:
 
     def _new(self, peer: Peer, t: Transmission, command: c.New, queue: None) -> Answer:
         rules = self._rules
-        if not rules.new_queues or (
-            rules.password is not None and command.password != rules.password
-        ):
+        if not rules.new_queues or not _right_password(rules.password, command.password):
             raise CommandError(errors.AUTH)
         if peer.service is not None and not command.subscribe:
             raise CommandError(errors.PROHIBITED)
@@ -160,18 +160,20 @@ class Execution:
     def _sub(self, peer: Peer, t: Transmission, command: c.Sub, queue: Queue) -> Answer:
         self._use(queue)
         subscription = peer.subscriptions.get(queue.recipient_id)
+        again = subscription is not None
         if subscription is None:
             subscription = self._subscriptions.subscribe(peer, queue)
         elif subscription.getter:
             self._counters.subscriptions_prohibited += 1
             raise CommandError(errors.PROHIBITED)
-        else:
-            self._counters.subscriptions_duplicate += 1
         message = self._subscriptions.mark_delivered(subscription, queue)
+        if again:
+            self._counters.subscriptions_duplicate += 1
+        elif message is not None:
+            self._counters.subscriptions += 1
         answer = Sok(None if peer.service is None else peer.service.service_id)
         if message is None:
             return answer.encode(peer.version)
-        self._counters.subscriptions += 1
         return answer.encode(peer.version), message
 
     def _key(self, peer: Peer, t: Transmission, command: c.Key, queue: Queue) -> Answer:
@@ -241,12 +243,12 @@ class Execution:
         subscription = peer.subscriptions.get(queue.recipient_id)
         if subscription is None:
             subscription = Subscription(peer, getter=True)
-            peer.subscriptions[queue.recipient_id] = subscription
         elif not subscription.getter:
             self._counters.messages_got_prohibited += 1
             raise CommandError(errors.PROHIBITED)
         again = subscription.delivered is not None
         message = self._subscriptions.mark_delivered(subscription, queue)
+        peer.subscriptions[queue.recipient_id] = subscription
         if message is None:
             self._counters.messages_got_none += 1
             return _OK
@@ -310,10 +312,12 @@ class Execution:
         if queue.status is not Status.ACTIVE:
             self._refuse_send(queue)
         if queue.link is not None and queue.is_secured_messaging:
-            self._store.delete_link(queue)
+            # A link that stays is no harm to the message; the next one tries again (§4, LKEY).
+            with suppress(StoreError):
+                self._store.delete_link(queue)
         now = self._clock()
         if self._rules.expire_on_send:
-            before = now - self._rules.message_ttl
+            before = self._rules.messages_kept_since(now)
             counters.messages_expired += self._store.expire(queue, before)
         message = Message(new_id(self._random), int(now), command.notify, command.body)
         written = self._store.write(queue, message, self._rules.quota)
@@ -321,10 +325,12 @@ class Execution:
             counters.messages_sent_quota += 1
             raise CommandError(errors.QUOTA)
         if written.was_empty:
-            self._subscriptions.deliver(queue)
+            self._subscriptions.deliver(queue, message)
         if command.notify:
             if queue.notifier is not None:
-                self._notifications.add(queue.notifier, message)
+                # The message is accepted: an error now would have it sent again.
+                with suppress(StoreError):
+                    self._notifications.add(queue.notifier, message)
             counters.messages_sent_notify += 1
         counters.messages_sent += 1
         return _OK
@@ -382,6 +388,11 @@ class Execution:
         if not peer.has_client_key:
             raise CommandError(errors.Error(("PROXY", "BROKER", "TRANSPORT", "NO_AUTH")))
         raise CommandError(errors.CRYPTO)
+
+
+def _right_password(password: bytes | None, given: bytes | None) -> bool:
+    """Whether `given` opens NEW; without a password anything does (§4, §11)."""
+    return password is None or hmac.compare_digest(password, given or b"")
 
 
 _EXECUTE: Final[dict[type[c.Command], Callable[..., Any]]] = {

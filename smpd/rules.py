@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -18,3 +19,16 @@ class Rules:
     message_ttl: float = 21 * 86400
     expire_on_send: bool = False
     notification_ttl: float = 86400
+
+    def messages_kept_since(self, now: float) -> int:
+        """The second since 1970 whose messages, and all later ones, are kept at `now`."""
+        return _kept_since(now, self.message_ttl)
+
+    def notifications_kept_since(self, now: float) -> int:
+        """The same for notifications."""
+        return _kept_since(now, self.notification_ttl)
+
+
+def _kept_since(now: float, ttl: float) -> int:
+    # Times are kept in whole seconds, cut off: nothing may go because its fraction is not known.
+    return int(now) - math.ceil(ttl)
