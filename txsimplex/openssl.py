@@ -79,10 +79,12 @@ def _address(context: SSL.Context) -> int:
 
 def _private_call(name: str, context: SSL.Context, value: bytes) -> bool:
     function = getattr(_lib, name, None)
-    if function is None or function(_native(context), value) != 1:
-        _lib.ERR_clear_error()
+    if function is None:
         return False
-    return True
+    done: bool = function(_native(context), value) == 1
+    if not done:
+        _lib.ERR_clear_error()
+    return done
 
 
 def set_ciphersuites(context: SSL.Context, suites: bytes) -> bool:
