@@ -10,7 +10,7 @@ from __future__ import annotations
 from smpd.counters import Counters
 from smpd.peers import Peer
 from smpd.queues import Message, Notifier, Queue
-from smpd.stores.interface import Notification, Store
+from smpd.stores.interface import Notification, Store, StoreError
 from smpd.subscriptions import Subscriptions, ended_service
 from txsimplex.boxes import BoxKey
 from txsimplex.keys import Random
@@ -40,8 +40,10 @@ class Notifications:
 
     def subscribe(self, peer: Peer, notifier: Notifier, queue: Queue) -> bytes:
         """The answer to NSUB by a connection that is no service (§7.2)."""
-        if notifier.service_id is not None:
-            self._dissociate(notifier, queue)
+        service_id = notifier.service_id
+        if service_id is not None:
+            self._store.associate(queue, None)
+            self._end_for_service(service_id, notifier.notifier_id, _END)
         if notifier.notifier_id in peer.notifier_ids:
             self._counters.notifier_subscriptions_duplicate += 1
         else:
@@ -49,15 +51,19 @@ class Notifications:
             self._end_subscriber(notifier.notifier_id)
             self._subscribers[notifier.notifier_id] = peer
             peer.notifier_ids.add(notifier.notifier_id)
+            self._subscriptions.withdraw_event(peer, notifier.notifier_id)
         return Sok().encode(peer.version)
 
-    def _dissociate(self, notifier: Notifier, queue: Queue) -> None:
-        service_peer = self._services.get(notifier.service_id or b"")
-        self._store.associate(queue, None)
-        if service_peer is not None:
-            service_peer.service_notifiers -= 1
-            end = _END.encode(service_peer.version)
-            self._subscriptions.add_event(service_peer, notifier.notifier_id, end)
+    def _end_for_service(self, service_id: bytes, notifier_id: bytes, why: End | Deld) -> None:
+        """Tells the connection of a service that it has lost one of its notifiers."""
+        peer = self._services.get(service_id)
+        if peer is None:
+            return
+        # It may lose more than it has subscribed to: an earlier connection of the
+        # service may have done that.
+        if peer.service_notifiers > 0:
+            peer.service_notifiers -= 1
+        self._subscriptions.add_event(peer, notifier_id, why.encode(peer.version))
 
     def _end_subscriber(self, notifier_id: bytes) -> None:
         former = self._subscribers.pop(notifier_id, None)
@@ -69,15 +75,17 @@ class Notifications:
         self, peer: Peer, service_id: bytes, notifier: Notifier, queue: Queue
     ) -> bytes:
         """The answer to NSUB by a connection of a service (§7.2)."""
-        known = notifier.service_id == service_id
+        notifier_id, former_id = notifier.notifier_id, notifier.service_id
+        known = former_id == service_id
         if known:
             self._counters.notifier_subscriptions_duplicate += 1
         else:
-            if notifier.service_id is not None:
-                self._dissociate(notifier, queue)
             self._store.associate(queue, service_id)
+            if former_id is not None:
+                self._end_for_service(former_id, notifier_id, _END)
             self._counters.notifier_subscriptions += 1
-        self._end_subscriber(notifier.notifier_id)
+        self._end_subscriber(notifier_id)
+        self._subscriptions.withdraw_event(peer, notifier_id)
         took_over = self._take_over(peer, service_id)
         if not known or took_over:
             peer.service_notifiers += 1
@@ -87,6 +95,7 @@ class Notifications:
         """Makes `peer` the connection of its service; whether another one was before."""
         former = self._services.get(service_id)
         self._services[service_id] = peer
+        self._subscriptions.withdraw_event(peer, service_id)
         if former is None or former is peer:
             return former is None
         self._subscriptions.add_event(former, service_id, ended_service(former.service_notifiers))
@@ -97,9 +106,10 @@ class Notifications:
     def subscribe_all(self, peer: Peer, service_id: bytes) -> bytes:
         """The answer to NSUBS (§7.2)."""
         if not peer.service_subscribed:
+            count = self._store.notifier_count(service_id)
             self._take_over(peer, service_id)
             peer.service_subscribed = True
-            peer.service_notifiers = self._store.notifier_count(service_id)
+            peer.service_notifiers = count
         return Soks(peer.service_notifiers).encode(peer.version)
 
     # -- ending
@@ -111,13 +121,10 @@ class Notifications:
         peer = self._subscribers.pop(notifier.notifier_id, None)
         if peer is not None:
             peer.notifier_ids.discard(notifier.notifier_id)
-        elif notifier.service_id is not None:
-            peer = self._services.get(notifier.service_id)
-            if peer is not None:
-                peer.service_notifiers -= 1
-        if peer is not None:
             message = _DELETED.encode(peer.version)
             self._subscriptions.add_event(peer, notifier.notifier_id, message)
+        elif notifier.service_id is not None:
+            self._end_for_service(notifier.service_id, notifier.notifier_id, _DELETED)
 
     def leave(self, peer: Peer) -> None:
         """Forgets a connection that has ended."""
@@ -139,25 +146,36 @@ class Notifications:
         self._store.add_notification(notifier.notifier_id, notification)
 
     def send(self) -> None:
-        """One round: sends what waits to the connections that can take it (§7.1)."""
+        """One round: sends what waits to the connections that can take it (§7.1).
+
+        What the store does not give now stays for the next round.
+        """
         rounds: dict[Peer, list[bytes]] = {}
         for notifier_id in self._store.notifiers_waiting():
-            queue = self._store.by_notifier(notifier_id)
-            if queue is None or queue.notifier is None:
-                self._store.take_notifications(notifier_id)
+            try:
+                self._collect(notifier_id, rounds)
+            except StoreError:
                 continue
-            service_id = queue.notifier.service_id
-            if service_id is None:
-                peer = self._subscribers.get(notifier_id)
-            else:
-                peer = self._services.get(service_id)
-            if peer is None or peer.outlet.full:
-                continue
-            events = rounds.setdefault(peer, [])
-            for one in self._store.take_notifications(notifier_id):
-                message = Nmsg(one.nonce, one.meta).encode(peer.version)
-                events.append(peer.framing.event(notifier_id, message))
         for peer, events in rounds.items():
             self._counters.notifications_sent += len(events)
             self._counters.notifications_sent_batches += len(events) // _PER_BATCH + 1
             peer.outlet.send(events)
+
+    def _collect(self, notifier_id: bytes, rounds: dict[Peer, list[bytes]]) -> None:
+        """Adds what waits for one notifier to what its connection gets in this round."""
+        queue = self._store.by_notifier(notifier_id)
+        if queue is None or queue.notifier is None:
+            self._store.take_notifications(notifier_id)
+            return
+        service_id = queue.notifier.service_id
+        if service_id is None:
+            peer = self._subscribers.get(notifier_id)
+        else:
+            peer = self._services.get(service_id)
+        if peer is None or peer.outlet.full:
+            return
+        taken = self._store.take_notifications(notifier_id)
+        events = rounds.setdefault(peer, [])
+        for one in taken:
+            message = Nmsg(one.nonce, one.meta).encode(peer.version)
+            events.append(peer.framing.event(notifier_id, message))

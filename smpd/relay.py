@@ -70,6 +70,8 @@ class Relay:
     def process(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Outcome:
         """Verifies and executes the commands of one block, in order."""
         outcome = Outcome([], [], [])
+        if len(items) > 1:
+            self._count_batch([one.command for one in items if isinstance(one, Transmission)])
         permitted: list[tuple[Transmission, Queue | None]] = []
         for item in items:
             if isinstance(item, Refused):
@@ -82,8 +84,6 @@ class Relay:
             except StoreError as problem:
                 error = errors.store_error(str(problem))
                 outcome.refused.append(_refusal(peer, item.header, error))
-        if len(permitted) > 1:
-            self._count_batch([transmission.command for transmission, _ in permitted])
         for transmission, queue in permitted:
             answer = self._execution.execute(peer, transmission, queue)
             if isinstance(answer, tuple):
@@ -115,6 +115,8 @@ class Relay:
         return self.store.add_service(service)
 
     def _count_batch(self, batch: list[c.Command]) -> None:
+        if len(batch) < 2:
+            return
         first = type(batch[0])
         if all(isinstance(command, c.Nsub) for command in batch):
             self.counters.notifier_subscription_batches += 1
@@ -138,13 +140,14 @@ class Relay:
 
     def expire_messages(self, step: int) -> Iterator[None]:
         """Removes messages older than they may be, `step` queues at a time (§6.1)."""
-        for expired in self.store.expire_all(self._clock() - self.rules.message_ttl, step):
+        before = self.rules.messages_kept_since(self._clock())
+        for expired in self.store.expire_all(before, step):
             self.counters.messages_expired += expired
             yield
 
     def expire_notifications(self) -> None:
         """Removes notifications older than they may be (§7.1)."""
-        before = self._clock() - self.rules.notification_ttl
+        before = self.rules.notifications_kept_since(self._clock())
         self.counters.notifications_expired += self.store.expire_notifications(before)
 
     # -- the operator
@@ -157,9 +160,10 @@ class Relay:
         queue = self.store.by_sender(sender_id)
         if queue is None:
             return False
-        if queue.status is Status.ACTIVE:
-            self.counters.queues_blocked += 1
+        was_active = queue.status is Status.ACTIVE
         self.store.set_status(queue, Status.BLOCKED, information)
+        if was_active:
+            self.counters.queues_blocked += 1
         subscriber = self.subscriptions.subscriber(queue)
         if subscriber is not None:
             error = errors.blocked(information)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from smpd.counters import Counters
 from smpd.peers import Peer, Subscription
 from smpd.queues import Message, Queue
-from smpd.stores.interface import Store
+from smpd.stores.interface import Store, StoreError
 from txsimplex.encoding import short
 from txsimplex.smp import errors
 from txsimplex.smp.bodies import encode_quota_body, seal_body, seal_message
@@ -37,13 +37,15 @@ class Subscriptions:
         self._store = store
         self._counters = counters
         self._current: dict[bytes, Subscription] = {}
-        self._events: dict[Peer, list[bytes]] = {}
+        self._events: dict[Peer, dict[bytes, bytes]] = {}
+        self._failed: set[Peer] = set()
 
     # -- subscribing
 
     def subscribe(self, peer: Peer, queue: Queue) -> Subscription:
         """Makes `peer` the only subscriber of `queue`; a former one will be sent END."""
         recipient_id = queue.recipient_id
+        self.withdraw_event(peer, recipient_id)
         subscription = Subscription(peer)
         peer.subscriptions[recipient_id] = subscription
         former = self._current.get(recipient_id)
@@ -70,7 +72,7 @@ class Subscriptions:
 
     # -- delivering
 
-    def deliver(self, queue: Queue) -> None:
+    def deliver(self, queue: Queue, message: Message) -> None:
         """Sends the first message to the subscriber, if there is one that can take it (§5.3)."""
         subscription = self._current.get(queue.recipient_id)
         if subscription is None or subscription.delivered is not None:
@@ -80,21 +82,33 @@ class Subscriptions:
             subscription.waits = True
             peer.waiting.add(queue.recipient_id)
             return
-        message = self.mark_delivered(subscription, queue)
-        if message is not None:
-            peer.outlet.send((peer.framing.event(queue.recipient_id, message),))
+        subscription.delivered = message.msg_id
+        event = peer.framing.event(queue.recipient_id, sealed_message(queue, message))
+        peer.outlet.send((event,))
 
     def ready(self, peer: Peer) -> None:
-        """Sends what waited while `peer` was full."""
+        """Sends what waited while `peer` was full.
+
+        What the store does not give now is tried again in the next round of events.
+        """
+        failed = []
         while peer.waiting and not peer.outlet.full:
             recipient_id = peer.waiting.pop()
             subscription = self._current.get(recipient_id)
             if subscription is None or subscription.peer is not peer:
                 continue
+            try:
+                queue = self._store.by_recipient(recipient_id)
+                message = None if queue is None else self._store.head(queue)
+            except StoreError:
+                failed.append(recipient_id)
+                continue
             subscription.waits = False
-            queue = self._store.by_recipient(recipient_id)
-            if queue is not None:
-                self.deliver(queue)
+            if queue is not None and message is not None:
+                self.deliver(queue, message)
+        if failed:
+            peer.waiting.update(failed)
+            self._failed.add(peer)
 
     def acknowledge(self, peer: Peer, queue: Queue, msg_id: bytes) -> tuple[bytes, Message | None]:
         """The answer to ACK and the message that it deleted (§4).
@@ -115,16 +129,31 @@ class Subscriptions:
     # -- ending
 
     def add_event(self, peer: Peer, entity_id: bytes, message: bytes) -> None:
-        """Keeps an event for `peer` until the next round of `send_events` (§5.2)."""
-        self._events.setdefault(peer, []).append(peer.framing.event(entity_id, message))
+        """Keeps an event for `peer` until the next round of `send_events` (§5.2).
+
+        It takes the place of an earlier one about the same entity.
+        """
+        events = self._events.setdefault(peer, {})
+        events.pop(entity_id, None)
+        events[entity_id] = peer.framing.event(entity_id, message)
+
+    def withdraw_event(self, peer: Peer, entity_id: bytes) -> None:
+        """Forgets an event that is true no more: `peer` has subscribed again."""
+        events = self._events.get(peer)
+        if events is not None:
+            events.pop(entity_id, None)
 
     def send_events(self) -> None:
         """Sends the events that were kept, newest first; the full ones keep theirs."""
+        for peer in list(self._failed):
+            self._failed.discard(peer)
+            self.ready(peer)
         for peer in list(self._events):
             if peer.outlet.full:
                 continue
-            events = self._events.pop(peer)
-            events.reverse()
+            events = list(reversed(self._events.pop(peer).values()))
+            if not events:
+                continue
             self._counters.subscriptions_ended += len(events)
             self._counters.subscriptions_ended_batches += len(events) // MAX_TRANSMISSIONS + 1
             peer.outlet.send(events)
@@ -151,6 +180,7 @@ class Subscriptions:
     def leave(self, peer: Peer) -> None:
         """Forgets a connection that has ended; nobody is told."""
         self._events.pop(peer, None)
+        self._failed.discard(peer)
         for recipient_id, subscription in peer.subscriptions.items():
             if self._current.get(recipient_id) is subscription:
                 del self._current[recipient_id]

@@ -75,6 +75,8 @@ class Person:
         self.version = version
         self.session_key = key(Algorithm.X25519)
         self.full = False
+        self.room: int | None = None
+        """How many more transmissions come before it is full; None for any number."""
         self.events: list[Received] = []
         self.batches: list[int] = []
         """How many transmissions came together each time."""
@@ -100,6 +102,9 @@ class Person:
     def send(self, transmissions: Sequence[bytes]) -> None:
         """Takes what no command asked for."""
         self.batches.append(len(transmissions))
+        if self.room is not None:
+            self.room -= len(transmissions)
+            self.full = self.room <= 0
         self._keep(transmissions)
 
     def _keep(self, transmissions: Sequence[bytes]) -> None:
