@@ -211,13 +211,16 @@ class Session:
         transport = self._transport
         if transport is None:
             return True
-        return transport.buffered >= self._factory.limits.send_queue * BLOCK_SIZE
+        # Only while paused, since it is when that ends that the relay hears of it.
+        limit = self._factory.limits.send_queue * BLOCK_SIZE
+        return self._paused and transport.buffered >= limit
 
     def send(self, transmissions: Sequence[bytes]) -> None:
         """Sends transmissions in as few blocks as hold them."""
         transport = self._transport
         if transport is None:
             return
+        self.active_at = self._factory.now()
         if len(transmissions) == 1:
             transport.sendBlock(self._outgoing.seal(frame(transmissions)))
             return
