@@ -364,6 +364,19 @@ async def test_a_notification_service(relay: RunningRelay) -> None:
 
 
 @in_reactor
+async def test_a_messaging_service(relay: RunningRelay) -> None:
+    service_key = new_key(Algorithm.ED448)
+    certificate = make_authority(service_key, datetime.now(UTC), os.urandom)
+    client = await relay.connect(service=Service(Role.MESSAGING, [certificate], service_key))
+    queue = await new_queue(client, new_key())
+    assert queue.service_id == client.service_id is not None
+    await refused(errors.PROHIBITED, client.subscribe_service())
+    await refused(errors.PROHIBITED, client.subscribe_service_notifications())
+    await client.ping()
+    await client.close()
+
+
+@in_reactor
 async def test_service_commands_need_a_service(relay: RunningRelay) -> None:
     client = await relay.connect()
     with pytest.raises(ValueError, match="no service"):
