@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import Cooperator, LoopingCall
+from twisted.internet.task import Cooperator, LoopingCall, SchedulerStopped
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from smpd.relay import Relay
 from smpd.session import SessionFactory
@@ -34,6 +35,11 @@ class Intervals:
     inactive_ttl: float | None = 21600.0
 
 
+def _one_step() -> bool:
+    """The reactor gets its turn after each step."""
+    return True
+
+
 class Rounds(Service):
     """Runs all rounds while the relay runs. A round that fails is logged and tried again."""
 
@@ -55,10 +61,15 @@ class Rounds(Service):
             rounds.append((intervals.inactive_check, lambda: sessions.close_idle(ttl)))
         self._rounds = rounds
         self._loops: list[LoopingCall] = []
+        self._cooperator: Cooperator | None = None
 
     def startService(self) -> None:
         """Starts each round after its first interval."""
         super().startService()
+        self._cooperator = Cooperator(
+            terminationPredicateFactory=lambda: _one_step,
+            scheduler=lambda work: self._reactor.callLater(0, work),
+        )
         for interval, action in self._rounds:
             loop = LoopingCall(self._guarded, action)
             loop.clock = self._reactor
@@ -66,23 +77,25 @@ class Rounds(Service):
             self._loops.append(loop)
 
     def stopService(self) -> None:
-        """Stops all rounds."""
+        """Stops all rounds, also one that is under way."""
         super().stopService()
         for loop in self._loops:
             loop.stop()
         self._loops.clear()
+        if self._cooperator is not None:
+            self._cooperator.stop()
+            self._cooperator = None
 
-    def _guarded(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except Exception:  # noqa: BLE001 (the next round may go well)
-            self.log.failure("a round of the relay failed")
-            return None
+    def _guarded(self, action: Callable[[], Any]) -> Deferred[Any]:
+        return maybeDeferred(action).addErrback(self._failed)
 
-    def _expire_messages(self) -> Deferred[Any]:
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(SchedulerStopped):
+            self.log.failure("a round of the relay failed", failure=failure)
+
+    def _expire_messages(self) -> Deferred[Any] | None:
         """Goes over all queues, a few between other work."""
-        cooperator = Cooperator(
-            scheduler=lambda work: self._reactor.callLater(0, work), started=True
-        )
+        if self._cooperator is None:
+            return None
         steps: Iterator[None] = self._relay.expire_messages(_QUEUES_PER_STEP)
-        return cooperator.coiterate(steps)
+        return self._cooperator.coiterate(steps)
