@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pytest
-from pytest_twisted import ensureDeferred
-
 from tests.conformance.clients import Queue, Relay, ask, err, make_queue, new_id, of, refused
+from tests.conformance.versions import at_versions
 from txsimplex.client.raw import RawClient
 from txsimplex.smp.commands import Ack, Del, Get, Sub
 from txsimplex.smp.messages import Msg, Ok, Sok
@@ -15,8 +13,6 @@ from txsimplex.smp.messages import Msg, Ok, Sok
 VERSIONS = (6, 10, 15, 18)
 SUBSCRIBED = {version: Sok() if version >= 16 else Ok() for version in VERSIONS}
 """The answer to SUB."""
-
-versions = pytest.mark.parametrize("version", VERSIONS)
 
 
 @dataclass
@@ -55,8 +51,7 @@ async def with_messages(relay: Relay, version: int, *bodies: bytes) -> Readers:
     return Readers(queue, await relay.raw(version), await relay.raw(version))
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_129_get_ack_and_an_empty_queue(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello")
     getter, queue = readers.getter, readers.queue
@@ -70,8 +65,7 @@ async def test_129_get_ack_and_an_empty_queue(relay: Relay, version: int) -> Non
     assert await ask(getter, Get(), *queue.own) == Ok()
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_129_get_again_before_ack(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello", b"there")
     message = await readers.get()
@@ -80,8 +74,7 @@ async def test_129_get_again_before_ack(relay: Relay, version: int) -> None:
     assert readers.body(await readers.get()) == b"there"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_130_sub_and_get_see_the_same_message(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello")
     subscribed, got = await readers.subscribe(), await readers.get()
@@ -89,8 +82,7 @@ async def test_130_sub_and_get_see_the_same_message(relay: Relay, version: int) 
     assert readers.body(got) == b"hello"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_130_get_does_not_end_a_subscription(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello")
     first = await readers.subscribe()
@@ -102,8 +94,7 @@ async def test_130_get_does_not_end_a_subscription(relay: Relay, version: int) -
     assert readers.body(of(Msg, event)) == b"there"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_131_get_on_a_connection_that_subscribed(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version)
     queue, subscriber = readers.queue, readers.subscriber
@@ -116,8 +107,7 @@ async def test_131_get_on_a_connection_that_subscribed(relay: Relay, version: in
     assert await ask(subscriber, Get(), *queue.own) == err("CMD PROHIBITED")
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_131_get_on_the_connection_that_created(relay: Relay, version: int) -> None:
     client, getter = await relay.connect(version), await relay.connect(version)
     queue, other = await make_queue(client), await make_queue(client)
@@ -130,8 +120,7 @@ async def test_131_get_on_the_connection_that_created(relay: Relay, version: int
     await getter.subscribe(*other.own)
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_131_sub_on_a_connection_that_used_get(relay: Relay, version: int) -> None:
     for bodies in ((), (b"hello",)):
         readers = await with_messages(relay, version, *bodies)
@@ -143,8 +132,7 @@ async def test_131_sub_on_a_connection_that_used_get(relay: Relay, version: int)
         assert isinstance(answer, Msg if bodies else Ok)
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_131_what_a_getter_is_sent(relay: Relay, version: int) -> None:
     """Whoever only asks gets nothing by itself."""
     readers = await with_messages(relay, version)
@@ -153,8 +141,7 @@ async def test_131_what_a_getter_is_sent(relay: Relay, version: int) -> None:
     assert readers.body(await readers.get()) == b"hello"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_132_ack_of_a_wrong_id(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello")
     queue, getter = readers.queue, readers.getter
@@ -168,8 +155,7 @@ async def test_132_ack_of_a_wrong_id(relay: Relay, version: int) -> None:
     assert await ask(getter, Ack(message.msg_id), *queue.own) == err("NO_MSG")
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_133_getter_acks_what_the_subscriber_removed(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello", b"there")
     queue = readers.queue
@@ -182,8 +168,7 @@ async def test_133_getter_acks_what_the_subscriber_removed(relay: Relay, version
     assert await readers.get() == second
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_134_getter_gets_the_next_message_by_get(relay: Relay, version: int) -> None:
     bodies = (b"one", b"two", b"three")
     readers = await with_messages(relay, version, *bodies)
@@ -194,8 +179,7 @@ async def test_134_getter_gets_the_next_message_by_get(relay: Relay, version: in
     assert await ask(readers.getter, Get(), *readers.queue.own) == Ok()
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_135_subscriber_acks_what_the_getter_removed(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello", b"there")
     queue = readers.queue
@@ -208,8 +192,7 @@ async def test_135_subscriber_acks_what_the_getter_removed(relay: Relay, version
     assert await ask(readers.subscriber, Ack(answer.msg_id), *queue.own) == Ok()
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_135_new_message_after_the_getter_removed_one(relay: Relay, version: int) -> None:
     """The subscriber has not acknowledged, so it is not sent what came meanwhile."""
     readers = await with_messages(relay, version, b"hello")
@@ -223,8 +206,7 @@ async def test_135_new_message_after_the_getter_removed_one(relay: Relay, versio
     assert readers.body(answer) == b"there"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_136_getter_sees_what_the_subscriber_did_not_ack(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello")
     message = await readers.subscribe()
@@ -234,8 +216,7 @@ async def test_136_getter_sees_what_the_subscriber_did_not_ack(relay: Relay, ver
     assert await ask(readers.getter, Get(), *readers.queue.own) == Ok()
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_136_getter_of_a_deleted_queue(relay: Relay, version: int) -> None:
     readers = await with_messages(relay, version, b"hello")
     message = await readers.get()

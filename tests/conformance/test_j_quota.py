@@ -23,6 +23,7 @@ from tests.conformance.clients import (
     soon,
 )
 from tests.conformance.numbers import conforms
+from tests.conformance.versions import at_versions
 from tests.smpd.stores.records import message as stored_message, new_queue
 from txsimplex.client.errors import RelayError
 from txsimplex.client.smp import Request, SMPClient
@@ -36,8 +37,6 @@ TTL = 1.0
 OLD = TTL + 1.1
 """Seconds after which a message is older than that, although its time is in whole seconds."""
 NOW = 1_700_000_000
-
-versions = pytest.mark.parametrize("version", VERSIONS)
 
 
 async def size(recipient: SMPClient, queue: Queue) -> int:
@@ -81,8 +80,7 @@ def is_marker(queue: Queue, message: Msg | None) -> bool:
 # -- quota
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_137_third_message_of_a_quota_of_2(relays: GetRelay, version: int) -> None:
     relay = relays({"queues.quota": 2})
     recipient, sender = await relay.connect(version), await relay.connect(version)
@@ -96,8 +94,7 @@ async def test_137_third_message_of_a_quota_of_2(relays: GetRelay, version: int)
     await sender.send((await make_queue(recipient)).sender_id, b"one")
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_138_quota_after_the_first_ack(relays: GetRelay, version: int) -> None:
     relay = relays({"queues.quota": 2})
     recipient, sender = await relay.connect(version), await relay.connect(version)
@@ -109,8 +106,7 @@ async def test_138_quota_after_the_first_ack(relays: GetRelay, version: int) -> 
         await sender.send(queue.sender_id, b"three")
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_139_marker_after_the_messages(relays: GetRelay, version: int) -> None:
     relay = relays({"queues.quota": 2})
     recipient, sender = await relay.connect(version), await relay.connect(version)
@@ -130,8 +126,7 @@ async def test_139_marker_after_the_messages(relays: GetRelay, version: int) -> 
     assert len({first.msg_id, second.msg_id, marker.msg_id}) == 3
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_140_ack_of_the_marker(relays: GetRelay, version: int) -> None:
     relay = relays({"queues.quota": 2})
     recipient, sender = await relay.connect(version), await relay.connect(version)
@@ -149,8 +144,7 @@ async def test_140_ack_of_the_marker(relays: GetRelay, version: int) -> None:
     assert (await next_message(recipient, queue)).body == b"three"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_141_size_counts_the_marker(relay: Relay, version: int) -> None:
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
@@ -328,8 +322,7 @@ async def test_145_old_message_before_the_interval_is_over(relays: GetRelay) -> 
     assert body(queue, await acknowledge(recipient, queue, message)) == b"new"
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_148_ack_of_what_is_not_the_head(relay: Relay, version: int) -> None:
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
@@ -348,8 +341,7 @@ async def test_148_ack_of_what_is_not_the_head(relay: Relay, version: int) -> No
     assert await acknowledge(recipient, queue, second) is None
 
 
-@versions
-@ensureDeferred
+@at_versions(*VERSIONS)
 async def test_149_only_the_first_message_is_delivered_at_once(relay: Relay, version: int) -> None:
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
