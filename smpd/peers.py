@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from txsimplex.boxes import BoxKey
@@ -27,9 +27,9 @@ class Outlet(Protocol):
 class PeerService:
     """The service that a connection belongs to (smp-server.md §8)."""
 
-    service_id: bytes
+    service_id: bytes = field(repr=False)
     role: Role
-    fingerprint: bytes
+    fingerprint: bytes = field(repr=False)
     session_key: PublicKey
 
 
@@ -43,7 +43,7 @@ class Subscription:
 
     peer: Peer
     getter: bool = False
-    delivered: bytes | None = None
+    delivered: bytes | None = field(default=None, repr=False)
     waits: bool = False
 
 

@@ -1,4 +1,7 @@
-"""Queues and their messages, and who may do what (docs/spec/smp-server.md §1, §6)."""
+"""Queues and their messages, and who may do what (docs/spec/smp-server.md §1, §6).
+
+No repr shows an id or what belongs to users, since it may end up in a log.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ class Status(Enum):
 class Message:
     """A message as the relay keeps it; the quota marker has no body."""
 
-    msg_id: bytes
+    msg_id: bytes = field(repr=False)
     timestamp: int
     notify: bool
-    body: bytes | None
+    body: bytes | None = field(repr=False)
 
     @property
     def is_quota(self) -> bool:
@@ -48,18 +51,18 @@ class Message:
 class Notifier:
     """Who may ask for the notifications of a queue; `secret` encrypts them (32 bytes)."""
 
-    notifier_id: bytes
+    notifier_id: bytes = field(repr=False)
     key: PublicKey
     secret: bytes = field(repr=False)
-    service_id: bytes | None = None
+    service_id: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(slots=True)
 class Link:
     """A short link: its id and the data behind it."""
 
-    link_id: bytes
-    data: LinkData
+    link_id: bytes = field(repr=False)
+    data: LinkData = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -111,10 +114,10 @@ class Messages:
 class Queue:
     """The record of a queue. `secret` encrypts its messages to the recipient (32 bytes)."""
 
-    recipient_id: bytes
+    recipient_id: bytes = field(repr=False)
     recipient_keys: list[PublicKey]
     secret: bytes = field(repr=False)
-    sender_id: bytes
+    sender_id: bytes = field(repr=False)
     mode: QueueMode | None = None
     sender_key: PublicKey | None = None
     link: Link | None = None
@@ -123,7 +126,7 @@ class Queue:
     blocked: BlockingInformation | None = None
     used_on: int = 0
     """The day of the last use, in seconds since 1970."""
-    service_id: bytes | None = None
+    service_id: bytes | None = field(default=None, repr=False)
     messages: Messages = field(default_factory=Messages, repr=False)
     _box: BoxKey | None = field(default=None, repr=False)
 

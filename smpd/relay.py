@@ -9,7 +9,7 @@ which no client relies on.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from smpd.authorization import Authority, CommandError
@@ -38,9 +38,9 @@ class Outcome:
     first and apart (§2.1). `messages` follow from SUB (§2.2).
     """
 
-    refused: list[bytes]
-    answers: list[bytes]
-    messages: list[bytes]
+    refused: list[bytes] = field(repr=False)
+    answers: list[bytes] = field(repr=False)
+    messages: list[bytes] = field(repr=False)
 
 
 class Relay:

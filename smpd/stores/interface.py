@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from smpd.queues import Message, Notifier, Queue, Status
 from txsimplex.keys import PublicKey
@@ -36,10 +36,10 @@ class RoleMismatch(Exception):
 class Service:
     """A service that presented a certificate (§8)."""
 
-    service_id: bytes
+    service_id: bytes = field(repr=False)
     role: Role
-    chain: tuple[bytes, ...]
-    fingerprint: bytes
+    chain: tuple[bytes, ...] = field(repr=False)
+    fingerprint: bytes = field(repr=False)
     created_on: int
 
 
@@ -48,8 +48,8 @@ class Notification:
     """A notification that waits for its subscriber: its time and encrypted content."""
 
     timestamp: int
-    nonce: bytes
-    meta: bytes
+    nonce: bytes = field(repr=False)
+    meta: bytes = field(repr=False)
 
 
 @dataclass(slots=True)
