@@ -281,3 +281,21 @@ def test_203_204_forwarded_transmissions(person: Person) -> None:
     person.peer.has_client_key = False
     no_key = Error(("PROXY", "BROKER", "TRANSPORT", "NO_AUTH"))
     assert person.ask(c.Rfwd(bytes(100))) == no_key
+
+
+# -- answers that are too long
+
+
+def test_an_answer_that_fits_into_no_block_is_an_error(person: Person) -> None:
+    """smp-wire.md §8: the client's ids are in it, and they can be long."""
+    recipient = new_queue(person, QueueMode.CONTACT)
+    link_id = random(24)
+    assert recipient.ask(c.Lset(link_id, LinkData(b"", bytes(16200)))) == m.Ok()
+    assert isinstance(person.ask(c.Lget(), link_id), m.Lnk)
+    assert person.ask(c.Lget(), link_id, corr_id=bytes(255)) == errors.LARGE_MSG
+    assert recipient.send(person) == m.Ok()
+    ack = person.transmission(
+        c.Ack(b""), recipient.recipient_id, recipient.private, corr_id=bytes(255)
+    )
+    assert person.received(person.batch([ack]).answers) == [errors.LARGE_MSG]
+    assert isinstance(recipient.ask(c.Ack(b"")), m.Msg)
