@@ -11,6 +11,7 @@ from socket import socket as Socket
 from typing import Any
 
 from twisted.internet import tcp, unix
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
@@ -97,7 +98,20 @@ class BlockPort(tcp.Port):
         created.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         if self._share_port:
             created.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        self._created = created
         return created
+
+    def startListening(self) -> None:
+        """Take the address and begin to accept connections.
+
+        :raises CannotListenError: the address cannot be had.
+        """
+        try:
+            super().startListening()
+        except CannotListenError:
+            # Twisted before 23.8 leaves it open.
+            self._created.close()
+            raise
 
     def doRead(self) -> None:
         """Accept what there is, a bounded number in each turn."""

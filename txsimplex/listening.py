@@ -41,7 +41,10 @@ def listen(
     """
     ports = _BlockPorts(reactor, description, limits, reuse_port)
     factory = _StreamFactory(receivers, reactor, limits)
-    endpoint = serverFromString(ports, description)
+    try:
+        endpoint = serverFromString(ports, description)
+    except TypeError:
+        raise ValueError("the endpoint has other parameters than these") from None
     listening: Deferred[IListeningPort] = endpoint.listen(factory)
     return listening
 

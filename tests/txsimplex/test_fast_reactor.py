@@ -1,0 +1,184 @@
+"""The reactor without a logging context around each event."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(program: str) -> str:
+    """What a process prints that runs ``program``."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PAIR = """
+import sys
+from twisted.python import log
+from txsimplex import fast_reactor
+fast_reactor.install()
+from twisted.internet import reactor, protocol, endpoints
+logged = []
+log.addObserver(lambda event: logged.append(event) if event["isError"] else None)
+
+class Server(protocol.Protocol):
+    def dataReceived(self, data):
+        if data == b"fail":
+            raise RuntimeError("a fault")
+        self.transport.write(data)
+    def connectionLost(self, reason):
+        print("server lost", reason.type.__name__)
+        if fail_at_the_end:
+            raise RuntimeError("another fault")
+
+class Client(protocol.Protocol):
+    def __init__(self, say, then):
+        self.say, self.then = say, then
+    def connectionMade(self):
+        self.transport.write(self.say)
+    def dataReceived(self, data):
+        print("client got", data.decode())
+        self.transport.loseConnection()
+    def connectionLost(self, reason):
+        print("client lost", reason.type.__name__)
+        self.then()
+
+def connect(say, then):
+    point = endpoints.TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+    endpoints.connectProtocol(point, Client(say, then))
+
+def finish():
+    reactor.callLater(0.05, lambda: print([event["failure"].type.__name__ for event in logged]))
+    reactor.callLater(0.06, reactor.stop)
+
+fail_at_the_end = False
+port = reactor.listenTCP(0, protocol.Factory.forProtocol(Server), interface="127.0.0.1")
+"""
+
+
+def test_it_is_the_reactor() -> None:
+    program = """
+    from txsimplex import fast_reactor
+    fast_reactor.install()
+    from twisted.internet import reactor
+    print(type(reactor).__name__, type(reactor).__mro__[1].__name__)
+    """
+    assert run(program) == "FastEPollReactor EPollReactor\n"
+
+
+@pytest.mark.parametrize("name", ["_selectables", "_disconnectSelectable", "_doReadOrWrite"])
+def test_twisteds_own_is_taken_when_it_has_changed_too_much(name: str) -> None:
+    program = f"""
+    from txsimplex import fast_reactor
+    fast_reactor._NEEDED += ("{name}_of_another_name",)
+    fast_reactor.install()
+    from twisted.internet import reactor
+    print(type(reactor).__name__)
+    """
+    assert run(program) == "EPollReactor\n"
+
+
+def test_data_times_and_threads() -> None:
+    program = (
+        PAIR
+        + """
+from twisted.internet.threads import deferToThread
+reactor.callLater(0.01, lambda: deferToThread(lambda: "thread").addCallback(print))
+reactor.callLater(0.1, connect, b"hello", finish)
+reactor.run()
+"""
+    )
+    assert run(program) == (
+        "thread\nclient got hello\nclient lost ConnectionDone\nserver lost ConnectionDone\n[]\n"
+    )
+
+
+def test_a_fault_is_logged_and_ends_its_connection_only() -> None:
+    program = (
+        PAIR
+        + """
+connect(b"fail", lambda: connect(b"hello", finish))
+reactor.run()
+"""
+    )
+    assert sorted(run(program).splitlines()) == [
+        "['RuntimeError']",
+        "client got hello",
+        "client lost ConnectionDone",
+        "client lost ConnectionDone",
+        "server lost ConnectionDone",
+        "server lost RuntimeError",
+    ]
+
+
+def test_a_fault_at_the_end_of_a_connection_is_logged_too() -> None:
+    program = (
+        PAIR
+        + """
+fail_at_the_end = True
+connect(b"fail", finish)
+reactor.run()
+"""
+    )
+    output = run(program)
+    assert "['RuntimeError', 'RuntimeError']" in output
+
+
+def test_an_event_for_one_that_an_earlier_event_has_closed() -> None:
+    program = """
+    import socket
+    from txsimplex import fast_reactor
+    fast_reactor.install()
+    from twisted.internet import reactor
+    ends = [socket.socketpair() for _ in range(2)]
+
+    class Reader:
+        def __init__(self, own, other):
+            self.own, self.other = own, other
+        def fileno(self):
+            return self.own.fileno()
+        def logPrefix(self):
+            return "reader"
+        def doRead(self):
+            print("read once")
+            reactor.removeReader(self)
+            reactor.removeReader(readers[self.other])
+            reactor.callLater(0, reactor.stop)
+        def connectionLost(self, reason):
+            pass
+
+    readers = [Reader(ends[0][0], 1), Reader(ends[1][0], 0)]
+    for reader in readers:
+        reactor.addReader(reader)
+    for pair in ends:
+        pair[1].send(b"x")
+    reactor.run()
+    """
+    assert run(program) == "read once\n"
+
+
+def test_signals_stop_it() -> None:
+    program = """
+    import os, signal
+    from txsimplex import fast_reactor
+    fast_reactor.install()
+    from twisted.internet import reactor
+    reactor.callLater(0.05, os.kill, os.getpid(), signal.SIGTERM)
+    reactor.addSystemEventTrigger("before", "shutdown", print, "stopping")
+    reactor.run()
+    """
+    assert run(program) == "stopping\n"
