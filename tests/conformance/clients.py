@@ -14,7 +14,7 @@ from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
-from tests.conformance.relays import RelayProcess, Settings
+from tests.conformance.relays import ConfiguredRelay, Settings
 from txsimplex.boxes import PlainBlocks
 from txsimplex.client.blocks import BlockConnection
 from txsimplex.client.deadlines import within
@@ -57,9 +57,9 @@ class Connection(Protocol):
 
 
 class Relay:
-    """A relay process as its clients see it. It keeps the connections, to close them all."""
+    """A running relay as its clients see it. It keeps the connections, to close them all."""
 
-    def __init__(self, process: RelayProcess, connections: list[Connection]) -> None:
+    def __init__(self, process: ConfiguredRelay, connections: list[Connection]) -> None:
         self.process = process
         self.connections = connections
 

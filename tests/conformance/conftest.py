@@ -24,14 +24,22 @@ def relay_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relays
 
 
 @pytest.fixture
-def relays(relay_processes: Relays) -> Iterator[GetRelay]:
-    """Gives relays by their settings; what a test has connected is closed after it."""
+def connections() -> Iterator[list[Connection]]:
+    """What a test has connected: it is closed after it."""
     connections: list[Connection] = []
+    yield connections
+    pytest_twisted.blockon(Deferred.fromCoroutine(close_all(connections)))
+
+
+@pytest.fixture
+def relays(relay_processes: Relays, connections: list[Connection]) -> Iterator[GetRelay]:
+    """Gives relays by their settings."""
 
     def get(settings: Settings, algorithm: Algorithm = Algorithm.ED25519) -> Relay:
         return Relay(relay_processes.get(settings, algorithm), connections)
 
     yield get
+    # Before the logs are read, since a connection that ends can be a fault too.
     pytest_twisted.blockon(Deferred.fromCoroutine(close_all(connections)))
     faults = relay_processes.new_faults()
     if faults:

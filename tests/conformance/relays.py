@@ -83,29 +83,57 @@ class RelayFailedError(Exception):
     """A relay did not start or did not end; the text has its log."""
 
 
-class RelayProcess:
-    """A relay in a process of its own, in `directory`, which must be empty.
+class ConfiguredRelay:
+    """A relay's identity and settings in `directory`, which must be empty, and its address.
 
-    `settings` are added to `REFERENCE_TEST_SETTINGS`. A context manager: the process is
-    ended, by its number, when the block is left, and by the kernel when the tests die.
+    `settings` are added to `REFERENCE_TEST_SETTINGS`.
     """
 
     def __init__(
         self, directory: Path, credentials: Credentials, settings: Settings | None = None
     ) -> None:
         self._directory = directory
-        self._log = directory / "log"
-        self._checked = 0
-        self._process: subprocess.Popen[bytes] | None = None
         self.credentials = credentials
         self.settings = {**REFERENCE_TEST_SETTINGS, **(settings or {})}
         self.port = 0
+
+    @property
+    def location(self) -> RelayLocation:
+        """Its address, without a password."""
+        hosts = (Host.parse("127.0.0.1"),)
+        return RelayLocation(hosts, str(self.port), self.credentials.key_hash)
+
+    def write_configuration(self) -> Path:
+        """Writes its files, to listen on `port`; returns the path of the configuration."""
+        self.credentials.write(self._directory)
+        places = {
+            "server.listen": f"tcp:{self.port}:interface=127.0.0.1",
+            "server.hosts": "127.0.0.1",
+        }
+        path = self._directory / "smpd.ini"
+        path.write_text(_ini({**self.settings, **places}))
+        return path
+
+
+class RelayProcess(ConfiguredRelay):
+    """A relay in a process of its own.
+
+    A context manager: the process is ended, by its number, when the block is left, and by
+    the kernel when the tests die.
+    """
+
+    def __init__(
+        self, directory: Path, credentials: Credentials, settings: Settings | None = None
+    ) -> None:
+        super().__init__(directory, credentials, settings)
+        self._log = directory / "log"
+        self._checked = 0
+        self._process: subprocess.Popen[bytes] | None = None
 
     # -- starting and ending
 
     def start(self) -> RelayProcess:
         """Starts the process and waits until it listens."""
-        self.credentials.write(self._directory)
         for attempt in range(1, _ATTEMPTS + 1):
             self.port = _free_port()
             self._run()
@@ -121,8 +149,7 @@ class RelayProcess:
         raise AssertionError("unreachable")
 
     def _run(self) -> None:
-        configuration = self._directory / "smpd.ini"
-        configuration.write_text(_ini({**self.settings, **self._places()}))
+        configuration = self.write_configuration()
         # Like the environment of a service: nothing of the tests' own options.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         with self._log.open("wb") as log:
@@ -135,12 +162,6 @@ class RelayProcess:
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  (no other thread holds a lock it needs)
             )
-
-    def _places(self) -> Settings:
-        return {
-            "server.listen": f"tcp:{self.port}:interface=127.0.0.1",
-            "server.hosts": "127.0.0.1",
-        }
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIME
@@ -174,12 +195,6 @@ class RelayProcess:
         self.end()
 
     # -- what it is and uses
-
-    @property
-    def location(self) -> RelayLocation:
-        """Its address, without a password."""
-        hosts = (Host.parse("127.0.0.1"),)
-        return RelayLocation(hosts, str(self.port), self.credentials.key_hash)
 
     @property
     def pid(self) -> int:
