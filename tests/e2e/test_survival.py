@@ -37,6 +37,7 @@ from tests.conformance.clients import (
     refused,
     soon,
 )
+from tests.conformance.relays import RelayProcess
 from tests.e2e.streams import Stream, client_hello, open_stream, read_again, stop_reading, talk
 from txsimplex.blocks_transport import BLOCK_SIZE
 from txsimplex.boxes import PlainBlocks
@@ -71,6 +72,7 @@ class Witness:
     def __init__(self, relay: Relay, client: SMPClient) -> None:
         self.relay = relay
         self.client = client
+        assert isinstance(relay.process, RelayProcess)
         self.process = relay.process
         self.pid = self.process.pid
         self.resident = self.process.resident_kib
