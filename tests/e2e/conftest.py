@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.conformance.conftest import relay, relay_processes, relays
+from tests.conformance.conftest import connections, relay, relay_processes, relays
 
-__all__ = ["relay", "relay_processes", "relays"]
+__all__ = ["connections", "relay", "relay_processes", "relays"]
