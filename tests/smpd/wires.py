@@ -1,0 +1,214 @@
+"""Sessions of a relay without sockets: a transport that keeps blocks, and the client behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from OpenSSL import SSL
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from smpd.relay import Relay
+from smpd.session import SessionFactory, SessionLimits
+from tests.smpd.people import key, random
+from txsimplex.blocks_transport import BLOCK_SIZE
+from txsimplex.boxes import BoxKey, PlainBlocks, authenticator
+from txsimplex.certificates import fingerprint
+from txsimplex.issuing import make_authority, make_online
+from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.smp import commands as c
+from txsimplex.smp.handshake import (
+    Blocks,
+    ClientHandshake,
+    ClientSession,
+    RelayIdentity,
+    ServiceIdentity,
+    service_id,
+)
+from txsimplex.smp.transmissions import Framing, Received, frame
+from txsimplex.smp.versions import LEGACY_RANGE, VersionRange
+
+TODAY = datetime(2026, 7, 1, tzinfo=UTC)
+ADDRESS = IPv4Address("TCP", "127.0.0.1", 5223)
+PLAIN = PlainBlocks()
+
+
+def new_identity() -> RelayIdentity:
+    """A relay's certificates."""
+    authority_key, online_key = key(), key()
+    authority = make_authority(authority_key, TODAY, random)
+    online = make_online(
+        "relay.example", online_key.public, authority, authority_key, TODAY, random
+    )
+    return RelayIdentity([online, authority], online_key, fingerprint(authority))
+
+
+def new_service(role: c.Role = c.Role.NOTIFIER) -> ServiceIdentity:
+    """A service's certificate, of its own making."""
+    private = key()
+    return ServiceIdentity(role, (make_authority(private, TODAY, random),), private, key())
+
+
+def new_sessions(
+    relay: Relay, clock: Clock | None = None, limits: SessionLimits | None = None
+) -> SessionFactory:
+    """What makes a relay's sessions."""
+    return SessionFactory(
+        relay,
+        new_identity(),
+        SSL.Context(SSL.TLS_METHOD),
+        limits or SessionLimits(),
+        clock or Clock(),
+        random,
+        lambda: TODAY,
+    )
+
+
+class Wire:
+    """A block transport that keeps what is written."""
+
+    def __init__(self, alpn: bytes | None, peer_chain: Sequence[bytes]) -> None:
+        self.session_id = random(32)
+        self.alpn = alpn
+        self.peer_chain = tuple(peer_chain)
+        self.buffered = 0
+        self.blocks: list[bytes] = []
+        self.reading = True
+        self.closed: str | None = None
+
+    def sendBlock(self, block: bytes | bytearray | memoryview) -> None:
+        """Keeps the block."""
+        if len(block) != BLOCK_SIZE:
+            raise ValueError("not a block")
+        if self.closed is None:
+            self.blocks.append(bytes(block))
+
+    def pauseReading(self) -> None:
+        """No more blocks."""
+        self.reading = False
+
+    def resumeReading(self) -> None:
+        """More blocks."""
+        self.reading = True
+
+    def loseConnection(self) -> None:
+        """The end, in order."""
+        self.closed = self.closed or "lost"
+
+    def abortConnection(self) -> None:
+        """The end."""
+        self.closed = "aborted"
+
+    def getPeer(self) -> IAddress:
+        """Somebody."""
+        return ADDRESS
+
+    def getHost(self) -> IAddress:
+        """The relay."""
+        return ADDRESS
+
+
+class Client:
+    """A client of a session; with `greet` false it stops before its hello.
+
+    `version` is the highest that it speaks, `chain` what it shows in TLS.
+    """
+
+    def __init__(
+        self,
+        sessions: SessionFactory,
+        version: int = 18,
+        alpn: bytes | None = b"smp/1",
+        service: ServiceIdentity | None = None,
+        chain: Sequence[bytes] | None = None,
+        with_key: bool = True,
+        greet: bool = True,
+    ) -> None:
+        if chain is None:
+            chain = () if service is None else service.chain
+        self.sessions = sessions
+        self.wire = Wire(alpn, chain)
+        self.session = sessions.buildReceiver(ADDRESS)
+        self.session.secured(self.wire)
+        self.service = service
+        self.service_id = b""
+        self.private = key(Algorithm.X25519) if with_key else None
+        self.versions = VersionRange(LEGACY_RANGE.minimum, version)
+        self.handshake: ClientSession
+        self.framing: Framing
+        self._incoming: Blocks = PLAIN
+        self._outgoing: Blocks = PLAIN
+        if greet:
+            self.greet()
+
+    def hello(self) -> ClientSession:
+        """What the client makes of the relay's hello."""
+        identity = self.sessions.identity
+        return ClientHandshake(
+            self.versions,
+            self.wire.session_id,
+            identity.key_hash,
+            identity.chain,
+            self.private,
+            service=self.service,
+        ).receive(PLAIN.open(self.wire.blocks.pop(0)))
+
+    def greet(self) -> None:
+        """The whole handshake."""
+        self.handshake = self.hello()
+        self.session.blockReceived(PLAIN.seal(self.handshake.hello))
+        if self.handshake.service:
+            self.service_id = service_id(PLAIN.open(self.wire.blocks.pop(0)))
+        self._incoming, self._outgoing = self.handshake.blocks()
+        self.framing = Framing(self.handshake.version, self.wire.session_id)
+
+    def transmission(
+        self,
+        command: c.Command,
+        entity_id: bytes = b"",
+        private: PrivateKey | None = None,
+        corr_id: bytes | None = None,
+    ) -> bytes:
+        """A signed transmission, for the service too where the protocol asks for it."""
+        authorized = self.framing.authorized(
+            random(24) if corr_id is None else corr_id,
+            entity_id,
+            command.encode(self.framing.version),
+        )
+        proof, signed, by_service = b"", authorized, None
+        if self.service is not None and command.service_signed:
+            by_service = self.service.session_key.sign(authorized)
+            signed = fingerprint(self.service.chain[-1]) + authorized
+        if private is not None and private.algorithm is Algorithm.X25519:
+            assert corr_id is not None
+            assert self.handshake.relay_key is not None
+            box = BoxKey(private.exchange(self.handshake.relay_key))
+            proof = authenticator(box, corr_id, signed)
+        elif private is not None:
+            proof = private.sign(signed)
+        return self.framing.transmission(authorized, proof, by_service)
+
+    def send(self, *transmissions: bytes) -> None:
+        """Sends transmissions in one block."""
+        self.send_content(frame(transmissions))
+
+    def send_content(self, content: bytes) -> None:
+        """Sends a block of any content."""
+        self.session.blockReceived(self.seal(content))
+
+    def seal(self, content: bytes) -> bytes:
+        """The client's next block."""
+        return self._outgoing.seal(content)
+
+    def received(self) -> list[list[Received]]:
+        """The messages of each block that has come since the last time."""
+        blocks, self.wire.blocks = self.wire.blocks, []
+        return [self.framing.read_messages(self._incoming.open(block)) for block in blocks]
+
+    def leave(self) -> None:
+        """Ends the connection."""
+        self.session.connectionLost(Failure(ConnectionDone()))
