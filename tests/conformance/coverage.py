@@ -11,14 +11,12 @@ from tests.conformance.numbers import Item, NumberedTest
 PERSISTENCE: Final = "needs a store that survives a restart"
 ROUTING: Final = "private message routing: the relay as a proxy"
 CONTROL_PORT: Final = "needs the control port"
-LINKS: Final = "links that people pass around, which only agents write and read"
 AGENT: Final = "behaviour of an agent"
 OPERATION: Final = "the operator's commands, pages and figures"
 OTHER_STORE: Final = "a file of the reference's own, for which this project has a store of its own"
 DEFECT: Final = "a defect of the reference, which this project does not copy"
 
 LATER: Final[Mapping[str, Sequence[int]]] = {
-    LINKS: (*range(28, 39),),
     PERSISTENCE: (
         146,
         160,
@@ -28,7 +26,7 @@ LATER: Final[Mapping[str, Sequence[int]]] = {
         254,
     ),
     AGENT: (186, 187, 200, 201),
-    CONTROL_PORT: (184, 188, 257),
+    CONTROL_PORT: (257,),
     ROUTING: (183, *range(190, 200), 202, 247, 248, 249),
     OTHER_STORE: (211, *range(217, 228)),
     OPERATION: (216, *range(228, 239)),
