@@ -62,6 +62,8 @@ class Coverage:
         for number in self.later:
             if number not in self.items:
                 yield f"item {number} is said to come later and does not exist"
+            elif number in self.tests:
+                yield f"item {number} is said to come later and has a test"
 
 
 def put_together(

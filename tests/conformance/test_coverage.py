@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_an_item_that_does_not_exist_is_a_fault() -> None:
     ]
 
 
+def test_an_item_that_has_come_is_no_later_one() -> None:
+    tests = [NumberedTest("test_a.py", "test_001_one", (1, 2, 3))]
+    coverage = put_together(ITEMS, tests, {"later": [3]})
+    assert list(coverage.faults()) == ["item 3 is said to come later and has a test"]
+
+
 def test_one_reason_for_each_item() -> None:
     with pytest.raises(ValueError, match="two reasons"):
         put_together(ITEMS, [], {"later": [3], "never": [3]})
@@ -75,4 +82,25 @@ def test_the_command_lists_all_items(capsys: pytest.CaptureFixture[str]) -> None
     assert status == (1 if "NO TEST" in output else 0)
     assert "D  68 PING unsigned, no entity → PONG" in output
     assert "test_d_commands.py::test_068_ping" in output
-    assert "R 235 " in output
+
+
+def test_the_command_says_of_each_item_what_becomes_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Behind the sentence of each item its tests, or why it has none yet."""
+    main([])
+    *lines, sums = capsys.readouterr().out.splitlines()
+    kinds: dict[int, set[str]] = {}
+    number = 0
+    for line in lines:
+        if found := re.match(r"[A-Z] +([0-9]+) ", line):
+            number = int(found[1])
+            kinds[number] = set()
+        else:
+            kinds[number].add("later" if line.startswith("        later: ") else "test")
+    assert list(kinds) == list(range(1, 259))
+    assert all(len(kind) == 1 for kind in kinds.values())
+    tested = sum(kind == {"test"} for kind in kinds.values())
+    assert sums == (
+        f"258 items: {tested} with a test, 0 delivered without one, {258 - tested} to come later"
+    )
