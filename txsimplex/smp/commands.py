@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final
 
 from txsimplex.addresses import RelayLocation, is_password
 from txsimplex.encoding import (
@@ -22,6 +21,7 @@ from txsimplex.keys import Algorithm, PublicKey
 from txsimplex.smp import errors
 from txsimplex.smp.errors import Error
 from txsimplex.smp.versions import NOTIFIER_IN_NEW, SENDER_SECURES, SHORT_LINKS
+from txsimplex.smp.vocabulary import Vocabulary, Word
 
 
 class Role(Enum):
@@ -101,37 +101,19 @@ class NotifierRequest:
 
 
 @dataclass(slots=True)
-class Command:
-    """A command. `encode` gives the bytes behind the entity id of a transmission."""
+class Command(Word):
+    """A command."""
 
-    tag: ClassVar[bytes] = b""
     credentials: ClassVar[Credentials] = Credentials.BOTH
     role: ClassVar[Role | None] = Role.MESSAGING
     of_recipient: ClassVar[bool] = False
     service_signed: ClassVar[bool] = False
     """Whether a service session signs it in addition (smp-server.md §3)."""
 
-    def encode(self, version: int) -> bytes:
-        """The command for a session of `version`."""
-        return self.tag
 
-    @classmethod
-    def read(cls, reader: Reader, version: int) -> Command:
-        """The parameters behind the tag and its space, to the end of the input."""
-        raise ParseError("trailing bytes")
-
-
-_Class = TypeVar("_Class", bound=type[Command])
-_CLASSES: Final[dict[bytes, type[Command]]] = {}
-
-
-def _command(tag: bytes) -> Callable[[_Class], _Class]:
-    def register(cls: _Class) -> _Class:
-        cls.tag = tag
-        _CLASSES[tag] = cls
-        return cls
-
-    return register
+COMMANDS: Final = Vocabulary[Command]()
+_command = COMMANDS.word
+read_command = COMMANDS.read
 
 
 def auth_key(reader: Reader) -> PublicKey:
@@ -554,34 +536,6 @@ class Rfwd(Command):
     @classmethod
     def read(cls, reader: Reader, version: int) -> Rfwd:
         return cls(reader.rest())
-
-
-_WITHOUT_PARAMETERS: Final = {
-    tag: cls()
-    for tag, cls in _CLASSES.items()
-    if cls.read.__func__ is Command.read.__func__  # type: ignore[attr-defined]
-}
-
-
-def read_command(data: bytes, position: int, end: int, version: int) -> Command | Error:
-    """The command in ``data[position:end]``, or the error to answer (§9.2).
-
-    Commands without parameters are shared objects.
-    """
-    space = data.find(b" ", position, end)
-    if space < 0:
-        tag = data[position:end]
-        command = _WITHOUT_PARAMETERS.get(tag)
-        if command is not None:
-            return command
-        return errors.SYNTAX if tag in _CLASSES else errors.UNKNOWN
-    cls = _CLASSES.get(data[position:space])
-    if cls is None:
-        return errors.UNKNOWN
-    try:
-        return cls.read(Reader(data, space + 1, end), version)
-    except ParseError:
-        return errors.SYNTAX
 
 
 def check_credentials(command: Command, authorized: bool, entity: bool) -> Error | None:

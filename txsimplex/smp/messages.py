@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 from txsimplex.encoding import (
     ParseError,
@@ -30,39 +29,22 @@ from txsimplex.smp.versions import (
     SHORT_LINKS,
     VersionRange,
 )
+from txsimplex.smp.vocabulary import Vocabulary, Word
 
 NONCE_SIZE: Final = 24
 
 
 @dataclass(slots=True)
-class Message:
-    """A broker message. `encode` gives the bytes behind the entity id of a transmission."""
+class Message(Word):
+    """A broker message."""
 
-    tag: ClassVar[bytes] = b""
     has_entity: ClassVar[bool | None] = True
     """Whether it comes with an entity id; None where both happen (§9.3)."""
 
-    def encode(self, version: int) -> bytes:
-        """The message for a session of `version`."""
-        return self.tag
 
-    @classmethod
-    def read(cls, reader: Reader, version: int) -> Message:
-        """The parameters behind the tag and its space, to the end of the input."""
-        raise ParseError("trailing bytes")
-
-
-_Class = TypeVar("_Class", bound=type[Message])
-_CLASSES: Final[dict[bytes, type[Message]]] = {}
-
-
-def _message(tag: bytes) -> Callable[[_Class], _Class]:
-    def register(cls: _Class) -> _Class:
-        cls.tag = tag
-        _CLASSES[tag] = cls
-        return cls
-
-    return register
+MESSAGES: Final = Vocabulary[Message]()
+_message = MESSAGES.word
+read_message = MESSAGES.read
 
 
 @dataclass(slots=True)
@@ -365,31 +347,6 @@ class Pong(Message):
     """The answer to PING."""
 
     has_entity: ClassVar[bool | None] = False
-
-
-_WITHOUT_PARAMETERS: Final = {
-    tag: cls()
-    for tag, cls in _CLASSES.items()
-    if cls.read.__func__ is Message.read.__func__  # type: ignore[attr-defined]
-}
-
-
-def read_message(data: bytes, position: int, end: int, version: int) -> Message | Error:
-    """The broker message in ``data[position:end]``, or the error a client notes (§9.2)."""
-    space = data.find(b" ", position, end)
-    if space < 0:
-        tag = data[position:end]
-        message = _WITHOUT_PARAMETERS.get(tag)
-        if message is not None:
-            return message
-        return errors.SYNTAX if tag in _CLASSES else errors.UNKNOWN
-    cls = _CLASSES.get(data[position:space])
-    if cls is None:
-        return errors.UNKNOWN
-    try:
-        return cls.read(Reader(data, space + 1, end), version)
-    except ParseError:
-        return errors.SYNTAX
 
 
 def check_entity(message: Message, entity: bool) -> Error | None:
