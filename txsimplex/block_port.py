@@ -24,7 +24,7 @@ from txsimplex.blocks_transport import BlockReceiverFactory, TransportLimits
 BACKLOG = 1024
 """Connections that may wait to be accepted (smp-wire.md §4.4)."""
 
-_ACCEPTS_PER_TURN = 100
+_ACCEPTS_PER_TURN = 50
 _DEFAULT_LIMITS = TransportLimits()
 
 
@@ -62,6 +62,7 @@ class BlockPort(tcp.Port):
     transport: Any = BlockServer
     reactor: Any
     _logger = Logger(observer=_WithoutAddresses())
+    _created: Socket | None = None
 
     def __init__(
         self,
@@ -109,8 +110,9 @@ class BlockPort(tcp.Port):
         try:
             super().startListening()
         except CannotListenError:
-            # Twisted before 23.8 leaves it open.
-            self._created.close()
+            if self._created is not None:
+                # Twisted 22.4 leaves it open.
+                self._created.close()
             raise
 
     def doRead(self) -> None:

@@ -38,7 +38,7 @@ class HandshakeBudget:
 
     __slots__ = ("_clock", "_left", "_share")
 
-    def __init__(self, clock: IReactorTime, share: float = 0.010) -> None:
+    def __init__(self, clock: IReactorTime, share: float = 0.006) -> None:
         """
         :param clock: the reactor.
         :param share: seconds per turn.
@@ -132,8 +132,8 @@ class BlockServer(tcp.Server):
         self.connected = 1
         if len(client) == 4:
             self._addressType = address.IPv6Address
-        self._timer = reactor.callLater(server.limits.setup_time, self.abortConnection)
         reactor.addReader(self)
+        self._timer = reactor.callLater(server.limits.setup_time, self.abortConnection)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'open' if self.connected else 'closed'}>"

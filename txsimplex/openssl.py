@@ -232,7 +232,7 @@ class DirectSocketTLS(_Handshake):
     flood of records without data cannot hold the reactor.
     """
 
-    __slots__ = ("_ssl",)
+    __slots__ = ("_context", "_ssl")
 
     def __init__(self, context: SSL.Context, socket: Socket, server: bool) -> None:
         super().__init__(context, socket, server)
@@ -242,6 +242,8 @@ class DirectSocketTLS(_Handshake):
 
     def settle(self) -> None:
         """See :meth:`_Handshake.settle`."""
+        # It owns the callbacks that OpenSSL has the addresses of.
+        self._context = self._connection.get_context()
         del self._connection
 
     def read(self) -> bytes | None:
@@ -319,7 +321,7 @@ class PublicMemoryTLS(_Handshake):
 class DirectMemoryTLS(_Handshake):
     """TLS between two memory buffers by pyOpenSSL's own cffi functions."""
 
-    __slots__ = ("_incoming", "_outgoing", "_ssl")
+    __slots__ = ("_context", "_incoming", "_outgoing", "_ssl")
 
     def __init__(self, context: SSL.Context, server: bool) -> None:
         super().__init__(context, None, server)
@@ -330,6 +332,8 @@ class DirectMemoryTLS(_Handshake):
 
     def settle(self) -> None:
         """See :meth:`_Handshake.settle`."""
+        # It owns the callbacks that OpenSSL has the addresses of.
+        self._context = self._connection.get_context()
         del self._connection
 
     def feed(self, data: bytes) -> None:

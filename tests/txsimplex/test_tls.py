@@ -18,6 +18,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.coroutines import finish, in_reactor
 from tests.txsimplex.block_peers import (
+    YEAR,
     Credentials,
     Receivers,
     Recorder,
@@ -26,10 +27,12 @@ from tests.txsimplex.block_peers import (
     connect_raw,
     context_of_server,
     credentials,
+    stream_of,
 )
 from txsimplex import openssl
 from txsimplex.block_port import BlockPort
-from txsimplex.keys import Algorithm
+from txsimplex.issuing import make_authority
+from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.tls import CredentialsError, client_context, server_context
 
 TLS12, TLS13 = SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION
@@ -189,6 +192,18 @@ async def test_the_group_is_that_of_the_clients_key_share(
         assert f"Server Temp Key: {agreed}" in answer
 
 
+@in_reactor
+async def test_x25519_can_be_had_of_a_client_that_prefers_x448(listening: Any) -> None:
+    receivers = Receivers(context=context_of_server(groups=(b"X25519",)))
+    port = listening(receivers)
+    answer = await s_client(port, "-tls1_3", "-groups", "X448:X25519", "-msg")
+    if "Server Temp Key: X448" in answer:
+        pytest.skip(UNREACHABLE)
+    assert "Server Temp Key: X25519" in answer
+    assert answer.count("ClientHello") == 2
+    assert receivers.made[0].times_secured == 1
+
+
 @pytest.mark.parametrize("version", ["-tls1_3", "-tls1_2"])
 @in_reactor
 async def test_openssls_own_client_is_served(version: str, listening: Any) -> None:
@@ -277,6 +292,29 @@ async def test_a_chain_of_one_is_seen_as_one(listening: Any) -> None:
     await receivers.made[0].until_secured()
     assert receivers.made[0].peer_chain == own.chain[:1]
     client.transport.abortConnection()
+    await receivers.made[0].until_lost()
+    await client.until_lost()
+
+
+@in_reactor
+async def test_a_long_chain_is_seen_whole(listening: Any) -> None:
+    """Whether it is too long is for the receiver to say."""
+    random = stream_of(b"long")
+    key = PrivateKey.generate(Algorithm.ED25519, random)
+    chain = [make_authority(key, YEAR, random, common_name="root")]
+    for number in range(8):
+        below = PrivateKey.generate(Algorithm.ED25519, random)
+        issuer = (chain[0], key)
+        name = f"authority {number}"
+        chain.insert(0, make_authority(below, YEAR, random, common_name=name, issuer=issuer))
+        key = below
+    receivers, client = Receivers(), Recorder()
+    context = client_context(alpn=(), chain=chain, private_key=key.encode())
+    await connect(listening(receivers), client, context=context)
+    await client.until_secured()
+    await receivers.made[0].until_secured()
+    assert receivers.made[0].peer_chain == tuple(chain)
+    client.transport.loseConnection()
     await receivers.made[0].until_lost()
     await client.until_lost()
 
