@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 from OpenSSL import SSL
 
 from tests.txsimplex.block_peers import block, context_of_server
@@ -15,6 +16,7 @@ from txsimplex.blocks_transport import BLOCK_SIZE
 from txsimplex.tls import client_context
 
 SocketPair = tuple[Any, Any]
+SERVER = context_of_server()
 
 
 def kinds(direct: Any, public: Any, selected: Any) -> list[Any]:
@@ -137,6 +139,26 @@ def test_a_handshake_with_something_else(kind: Any) -> None:
         far.send(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(openssl.TLSEndedError):
             server.handshake()
+
+
+def client_hello() -> bytes:
+    client = openssl.PublicMemoryTLS(client_context(alpn=(b"smp/1",)), False)
+    assert not client.handshake()
+    return bytes(client.drain())
+
+
+@given(st.binary(min_size=1, max_size=600), st.integers(0, 600), st.booleans())
+def test_whatever_comes_in_place_of_a_hello(data: bytes, position: int, alone: bool) -> None:
+    """Only the one error comes of it, or nothing until the time is up."""
+    hello = client_hello()
+    sent = data if alone else hello[:position] + data + hello[position + len(data) :]
+    server = openssl.MemoryTLS(SERVER, True)
+    server.feed(sent)
+    try:
+        done = server.handshake()
+    except openssl.TLSEndedError as error:
+        done = error.clean
+    assert done is False
 
 
 def foreign_error() -> None:
