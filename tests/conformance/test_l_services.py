@@ -38,6 +38,7 @@ from txsimplex.encoding import short
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.commands import (
+    Ack,
     Command,
     Get,
     Lget,
@@ -51,7 +52,7 @@ from txsimplex.smp.commands import (
     Subs,
 )
 from txsimplex.smp.hellos import ClientHello, ServerHello, ServiceHello, ServiceResponse
-from txsimplex.smp.messages import Deld, End, Ends, Ids, Pong, Sok, Soks
+from txsimplex.smp.messages import Deld, End, Ends, Ids, Ok, Pong, Sok, Soks
 from txsimplex.smp.transmissions import Received
 
 VERSIONS = (16, 17, 18)
@@ -436,3 +437,23 @@ async def test_170_new_in_a_session_of_the_role_messaging(relay: Relay, version:
     assert answer.service_id == service_id(raw)
     command.subscribe = False
     assert await ask(raw, command, b"", key, service_signed=True) == err("CMD PROHIBITED")
+
+
+@conforms(162, 163)
+@at_versions(*VERSIONS)
+async def test_162_sub_in_a_session_of_the_role_messaging(relay: Relay, version: int) -> None:
+    """SUB is signed for the service too, and answered with its id (smp-server.md §3, §5.2)."""
+    recipient = await relay.connect(version)
+    raw = await relay.raw(version, service=make_service(Role.MESSAGING))
+    queue = await make_queue(recipient)
+    await recipient.send(queue.sender_id, b"hello")
+    message = await next_msg(recipient, queue)
+    assert await ask(raw, Sub(), *queue.own) == err("SERVICE")
+    assert await ask(raw, Sub(), *queue.own, service_signed=True) == Sok(service_id(raw))
+    assert await raw.next_message() == Received(b"", queue.recipient_id, message)
+    assert await next_event(recipient) == Received(b"", queue.recipient_id, End())
+    # Other commands are not signed for it.
+    for command in (Ack(message.msg_id), Get()):
+        answer = await ask(raw, command, *queue.own, service_signed=True)
+        assert answer == err("SERVICE")
+    assert await ask(raw, Ack(message.msg_id), *queue.own) == Ok()

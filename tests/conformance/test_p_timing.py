@@ -20,7 +20,6 @@ from tests.conformance.clients import (
     make_service,
     new_id,
     new_key,
-    next_event,
     next_msg,
     pause,
     refused,
@@ -29,7 +28,6 @@ from tests.conformance.clients import (
 from tests.conformance.notifiers import make_notifier
 from tests.conformance.versions import at_versions
 from txsimplex.client.raw import RawClient
-from txsimplex.client.smp import SMPClient
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.commands import Command, QueueMode, Send, Sub
 from txsimplex.smp.transmissions import Received, frame
@@ -125,18 +123,20 @@ OFTEN = {"inactive_clients.ttl": 1.5, "inactive_clients.check_interval": 0.25}
 @ensureDeferred
 async def test_206_idle_connections_are_closed(relays: GetRelay) -> None:
     relay = relays(AS_THE_REFERENCE)
-    subscriber = await relay.connect()
-    lost_it, creator, getter, service = [await relay.connect() for _ in range(3)] + [
-        await relay.connect(service=make_service())
-    ]
-    lost_queue = await make_queue(lost_it)
-    await subscriber.subscribe(*lost_queue.own)
-    await next_event(lost_it)
-    start = perf_counter()
+    creator = await relay.connect()
     queue = await make_queue(creator, subscribe=False)
+    getter = await relay.connect()
     assert await getter.get(*queue.own) is None
-    with_alpn, legacy = await relay.connect(), await relay.connect(alpn=None)
-    for client in (lost_it, creator, getter, service, with_alpn, legacy):
+    # One whose only subscription another connection takes.
+    former = await relay.connect()
+    await former.subscribe(*queue.own)
+    subscriber = await relay.connect()
+    await subscriber.subscribe(*queue.own)
+    service = await relay.connect(service=make_service())
+    legacy = await relay.connect(alpn=None)
+    start = perf_counter()
+    last = await relay.connect()
+    for client in (creator, getter, former, service, legacy, last):
         await soon(client.lost())
     assert perf_counter() - start > TTL
     await subscriber.ping()
@@ -145,21 +145,25 @@ async def test_206_idle_connections_are_closed(relays: GetRelay) -> None:
 @ensureDeferred
 async def test_207_subscribed_connections_are_not_closed(relays: GetRelay) -> None:
     relay = relays(AS_THE_REFERENCE)
-    subscribed: list[SMPClient] = []
+    creator = await relay.connect()
+    await make_queue(creator)
+    subscribed = [creator]
     for version in (6, 15, 18):
-        creator, subscriber = await relay.connect(version), await relay.connect(version)
-        notified = await relay.connect(version)
-        await make_queue(creator)
         queue = await make_queue(creator, subscribe=False)
+        notifier = await make_notifier(creator, queue)
+        subscriber = await relay.connect(version)
         await subscriber.subscribe(*queue.own)
-        await notified.subscribe_notifications(*(await make_notifier(creator, queue)).own)
-        subscribed += (creator, subscriber, notified)
-    for _ in range(2):
-        service = await relay.connect(service=make_service())
-        queue = await make_queue(subscribed[0], subscribe=False)
-        await service.subscribe_notifications(*(await make_notifier(subscribed[0], queue)).own)
-        subscribed.append(service)
-    assert await subscribed[-1].subscribe_service_notifications() == 1
+        notified = await relay.connect(version)
+        await notified.subscribe_notifications(*notifier.own)
+        subscribed += (subscriber, notified)
+    queue = await make_queue(creator, subscribe=False)
+    notifier = await make_notifier(creator, queue)
+    of_one = await relay.connect(service=make_service())
+    await of_one.subscribe_notifications(*notifier.own)
+    # A service that has no notifiers yet is subscribed all the same.
+    of_all = await relay.connect(service=make_service())
+    assert await of_all.subscribe_service_notifications() == 0
+    subscribed += (of_one, of_all)
     # All of them have done nothing for longer than this one when it is closed.
     idle = await relay.connect()
     await soon(idle.lost())
