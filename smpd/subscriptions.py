@@ -129,12 +129,8 @@ class Subscriptions:
     # -- ending
 
     def add_event(self, peer: Peer, entity_id: bytes, message: bytes) -> None:
-        """Keeps an event for `peer` until the next round of `send_events` (§5.2).
-
-        It takes the place of an earlier one about the same entity.
-        """
+        """Keeps an event for `peer` until the next round of `send_events` (§5.2)."""
         events = self._events.setdefault(peer, {})
-        events.pop(entity_id, None)
         events[entity_id] = peer.framing.event(entity_id, message)
 
     def withdraw_event(self, peer: Peer, entity_id: bytes) -> None:

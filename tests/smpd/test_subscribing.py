@@ -462,6 +462,7 @@ def test_a_waiting_message_goes_to_who_took_over(recipient: Recipient, sender: P
     recipient.send(sender)
     assert recipient.ask(c.Sub(), second) == m.Sok()
     assert recipient.body(recipient.event(second)) == b"hello"
+    assert person.peer.waiting == set()
     person.full = False
     person.relay.ready(person.peer)
     assert person.events == []
