@@ -211,9 +211,10 @@ class Session:
         transport = self._transport
         if transport is None:
             return True
-        # Only while paused, since it is when that ends that the relay hears of it.
-        limit = self._factory.limits.send_queue * BLOCK_SIZE
-        return self._paused and transport.buffered >= limit
+        if not self._paused:
+            # Nobody would tell the relay when it is over.
+            return False
+        return transport.buffered >= self._factory.limits.send_queue * BLOCK_SIZE
 
     def send(self, transmissions: Sequence[bytes]) -> None:
         """Sends transmissions in as few blocks as hold them."""
