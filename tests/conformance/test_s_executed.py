@@ -12,7 +12,6 @@ from twisted.internet.threads import deferToThread
 
 from tests.conformance.clients import (
     WAIT,
-    GetRelay,
     Relay,
     err,
     make_queue,
@@ -26,7 +25,6 @@ from tests.conformance.clients import (
     soon,
 )
 from tests.conformance.numbers import conforms
-from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client.blocks import BlockConnection
 from txsimplex.client.errors import DisconnectedError
 from txsimplex.client.session import SMP_ALPN
@@ -237,22 +235,3 @@ async def test_253_block_that_is_not_padded(relay: Relay) -> None:
     client.send_block(b"\xff" * 16384)
     assert await client.next_batch() == [Received(b"", b"", err("BLOCK"))]
     assert await client.request(b"PING", corr_id=b"c") == Received(b"c", b"", Pong())
-
-
-# -- commands of the proxy, on a relay that is none (items of section O)
-
-
-@ensureDeferred
-async def test_189_proxy_switched_off(relays: GetRelay) -> None:
-    client = await relays({"proxy.enabled": "off"}).raw()
-    location = RelayLocation((Host.parse("localhost"),), "5223", bytes(32))
-    for password in (None, b"password"):
-        answer = await client.request(commands.Prxy(location, password), corr_id=b"c")
-        assert answer == Received(b"c", b"", err("PROXY BASIC_AUTH"))
-
-
-@ensureDeferred
-async def test_203_rfwd_without_a_key_in_the_handshake(relay: Relay) -> None:
-    client = await relay.raw(session_key=False)
-    answer = await client.request(b"RFWD " + bytes(100), corr_id=b"c")
-    assert answer == Received(b"c", b"", err("PROXY BROKER TRANSPORT NO_AUTH"))

@@ -63,11 +63,6 @@ class Stream(Protocol):
     def _tcp(self) -> ITCPTransport:
         return ITCPTransport(self.transport)
 
-    @property
-    def open(self) -> bool:
-        """Whether the relay has not closed yet."""
-        return not self._lost.called
-
     async def lost(self) -> None:
         """Waits until the connection is closed."""
         await self._lost
