@@ -125,6 +125,15 @@ def test_skey_after_key(recipient: Recipient, sender: Person) -> None:
     assert recipient.ask(c.Key(private.public)) == m.Ok()
 
 
+@pytest.mark.parametrize("version", [6, 8, 9])
+def test_no_version_is_too_old_for_skey(recipient: Recipient, version: int) -> None:
+    """smp-wire.md §6.2: commands are not refused because of the version."""
+    private = key()
+    person = Person(recipient.person.relay, version)
+    assert skey(person, recipient.sender_id, private) == m.Ok()
+    assert recipient.send(person, private=private) == m.Ok()
+
+
 @pytest.mark.parametrize("mode", [CONTACT, None])
 def test_094_skey_is_for_messaging_queues(mode: QueueMode | None) -> None:
     recipient = new_queue(Person(new_relay()), mode)
