@@ -6,7 +6,9 @@ source of randomness are chosen here.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import resource
 import signal
 import sys
@@ -17,7 +19,8 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
@@ -38,6 +41,14 @@ from txsimplex.listening import listen
 from txsimplex.smp.handshake import RelayIdentity
 from txsimplex.smp.versions import VersionRange
 from txsimplex.tls import server_context
+
+_EVERYWHERE = re.compile(r"tcp:(?:port=)?([0-9]+)")
+_NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL))
+
+_HIGH_WATER = 8
+"""Blocks waiting to be written to a client at which it is no longer read from."""
+_LOW_WATER = 2
+"""Blocks at which it is read from again."""
 
 _CLOSE_TIME = 5.0
 """Seconds that connections have at a stop to take what is still buffered for them."""
@@ -97,7 +108,8 @@ class RelayService(MultiService):
         self.listener = Listener(settings, self.sessions, reactor)
         self.listener.setServiceParent(self)
         Rounds(self.relay, self.sessions, intervals(settings), reactor).setServiceParent(self)
-        Reload(settings, self.sessions).setServiceParent(self)
+        self.reload = Reload(settings, self.sessions)
+        self.reload.setServiceParent(self)
 
 
 class Listener(Service):
@@ -117,12 +129,15 @@ class Listener(Service):
         super().privilegedStartService()
         allow_connections()
         limits = TransportLimits(
-            setup_time=self._settings.protocol.tls_timeout, close_time=_CLOSE_TIME
+            setup_time=self._settings.protocol.tls_timeout,
+            close_time=_CLOSE_TIME,
+            high_water=min(_HIGH_WATER, self._settings.delivery.send_queue),
+            low_water=min(_LOW_WATER, self._settings.delivery.send_queue - 1),
         )
         refused: list[str] = []
         for description in self._settings.server.listen:
             try:
-                waiting = listen(self._reactor, description, self._sessions, limits=limits)
+                waiting = self._listen(description, limits)
             except ValueError as error:
                 refused.append(f"cannot listen on {description}: {error}")
                 continue
@@ -133,6 +148,21 @@ class Listener(Service):
         # What fails from now on fails while the relay runs already.
         self._started = True
 
+    def _listen(self, description: str, limits: TransportLimits) -> Deferred[IListeningPort]:
+        """Listens; on a port of all interfaces by IPv6 and IPv4 where there is both (§4.4)."""
+        everywhere = _EVERYWHERE.fullmatch(description)
+        if everywhere is None:
+            return listen(self._reactor, description, self._sessions, limits=limits)
+
+        def without_ipv6(failure: Failure) -> Deferred[IListeningPort]:
+            error = failure.value
+            if not isinstance(error, CannotListenError) or error.socketError.errno not in _NO_IPV6:
+                failure.raiseException()
+            return listen(self._reactor, description, self._sessions, limits=limits)
+
+        both = listen(self._reactor, f"tcp6:{everywhere[1]}", self._sessions, limits=limits)
+        return both.addErrback(without_ipv6)
+
     def _refused(self, failure: Failure, description: str, refused: list[str]) -> None:
         sentence = f"cannot listen on {description}: {failure.getErrorMessage()}"
         if not self._started:
@@ -142,8 +172,11 @@ class Listener(Service):
         self._reactor.stop()
 
     def startService(self) -> None:
-        """Says where the relay is."""
+        """Says where the relay is, once it runs and signals stop it in order."""
         super().startService()
+        self._reactor.callLater(0, self._announce)
+
+    def _announce(self) -> None:
         address = self._settings.address(self._sessions.identity.key_hash)
         if address is None:
             self.log.warn(  # noqa: G010 (the name Twisted gives it)

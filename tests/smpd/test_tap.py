@@ -1,0 +1,238 @@
+"""The relay as a process of twistd and as a service: start, reload, stop."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from smpd.config import load
+from smpd.credentials import read_certificates
+from smpd.ctl import run as smpctl
+from smpd.tap import RelayService
+from tests.coroutines import finish, in_reactor
+from txsimplex.client.session import open_blocks
+
+ROOT = Path(__file__).parents[2]
+TWISTD = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A configuration with a password and its certificates."""
+    made = smpctl(
+        ["init", "--directory", str(tmp_path), "--host", "127.0.0.1", "--no-qr", "--password", "pw"]
+    )
+    assert made == 0
+    configure(tmp_path, "tcp:0:interface=127.0.0.1")
+    return tmp_path
+
+
+def configure(directory: Path, listen: str) -> Path:
+    path = directory / "smpd.ini"
+    path.write_text(
+        f"[server]\nhosts = 127.0.0.1\nlisten = {listen}\n[queues]\npassword = s3cret\n"
+    )
+    return path
+
+
+def twistd(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", TWISTD, "-n", "--pidfile=", "smpd", "--config", str(path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(path: Path) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a relay that does not start."""
+    process = twistd(path)
+    try:
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, out, err
+
+
+def test_faults_of_the_configuration_end_the_start_with_a_sentence_each(directory: Path) -> None:
+    path = directory / "smpd.ini"
+    path.write_text("[server]\nlisten = tcp:x\n[queues]\nquota = none\n")
+    status, out, err = ended(path)
+    assert status == 1
+    port = "a port from 0 to 65535 after tcp:"
+    assert err.splitlines() == [
+        f'{path}, line 2: [server] listen: found "tcp:x"; allowed: {port}.',
+        f'{path}, line 4: [queues] quota: found "none"; allowed: a whole number from 1 to 1000000.',
+    ]
+    assert "Traceback" not in out + err
+
+
+def test_a_missing_certificate_ends_the_start_with_one_sentence(directory: Path) -> None:
+    (directory / "server.key").unlink()
+    status, out, err = ended(directory / "smpd.ini")
+    assert status == 1
+    assert err == f"{directory / 'server.key'} cannot be read: No such file or directory\n"
+    assert "Traceback" not in out
+
+
+def test_a_port_in_use_ends_the_start_with_one_sentence(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, out, err = ended(configure(directory, f"tcp:{port}:interface=127.0.0.1"))
+    assert status == 1
+    assert f"cannot listen on tcp:{port}:interface=127.0.0.1: " in out + err
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_and_its_connections(directory: Path, number: signal.Signals) -> None:
+    process = twistd(directory / "smpd.ini")
+    try:
+        assert process.stdout is not None
+        said = ""
+        while "SMP relay ready" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        address = re.search(r"smp://\S+", said)
+        assert address is not None
+        assert address[0].endswith("@127.0.0.1:5223") is False
+        # The password is for the operator's eyes, and logs are for more than those.
+        assert "s3cret" not in said
+        started = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - started < 10
+        # twistd ends by the signal itself once it has stopped in order.
+        assert process.returncode == -number
+        assert "Server Shut Down" in out
+        assert "Traceback" not in said + out + err
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def service(directory: Path) -> Iterator[RelayService]:
+    """A relay in this process."""
+    started = start(directory)
+    yield started
+    finish(stopped(started))
+
+
+def start(directory: Path) -> RelayService:
+    service = RelayService(load(directory / "smpd.ini"))
+    service.privilegedStartService()
+    service.startService()
+    return service
+
+
+async def stopped(service: RelayService) -> None:
+    await service.stopService()
+
+
+def port_of(service: RelayService) -> int:
+    host: Any = service.listener.ports[0].getHost()
+    port: int = host.port
+    return port
+
+
+async def shown_leaf(endpoint: IStreamClientEndpoint) -> bytes:
+    """The online certificate that a new connection is shown."""
+    connection = await open_blocks(endpoint)
+    leaf = connection.transport.peer_chain[0]
+    connection.abort()
+    return leaf
+
+
+@in_reactor
+async def test_sighup_brings_a_new_certificate_to_new_connections(
+    service: RelayService, directory: Path
+) -> None:
+    from twisted.internet import reactor
+
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port_of(service))
+    before = await shown_leaf(endpoint)
+    assert before == read_certificates(directory / "server.crt")[0]
+    rotated = smpctl(["--config", str(directory / "smpd.ini"), "certificate", "rotate"])
+    assert rotated == 0
+    assert await shown_leaf(endpoint) == before
+    service.reload.reload()
+    after = await shown_leaf(endpoint)
+    assert after == read_certificates(directory / "server.crt")[0]
+    assert after != before
+
+
+@in_reactor
+async def test_a_certificate_of_another_identity_is_not_taken(
+    service: RelayService, directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from twisted.internet import reactor
+
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port_of(service))
+    before = await shown_leaf(endpoint)
+    other = tmp_path_factory.mktemp("other")
+    assert smpctl(["init", "--directory", str(other), "--host", "x.example", "--no-qr"]) == 0
+    for name in ("server.crt", "server.key", "ca.crt"):
+        (directory / name).write_bytes((other / name).read_bytes())
+    service.reload.reload()
+    assert await shown_leaf(endpoint) == before
+    (directory / "server.key").unlink()
+    service.reload.reload()
+    assert await shown_leaf(endpoint) == before
+
+
+@in_reactor
+async def test_a_port_of_all_addresses_is_reached_by_ipv6_and_ipv4(directory: Path) -> None:
+    from twisted.internet import reactor
+
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 on this machine")
+    configure(directory, "tcp:0")
+    service = start(directory)
+    try:
+        port = port_of(service)
+        by_ipv4 = await shown_leaf(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        by_ipv6 = await shown_leaf(TCP6ClientEndpoint(reactor, "::1", port))
+        assert by_ipv4 == by_ipv6
+    finally:
+        await service.stopService()
+
+
+@in_reactor
+async def test_without_ipv6_it_listens_by_ipv4(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twisted.internet import reactor
+
+    ordinary = socket.socket
+
+    def without_ipv6(family: int = -1, *rest: Any, **named: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(97, "Address family not supported by protocol")
+        return ordinary(family, *rest, **named)
+
+    configure(directory, "tcp:0")
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", without_ipv6)
+        service = start(directory)
+    try:
+        host: Any = service.listener.ports[0].getHost()
+        assert host.type == "TCP"
+        assert host.host == "0.0.0.0"
+        await shown_leaf(TCP4ClientEndpoint(reactor, "127.0.0.1", host.port))
+    finally:
+        await service.stopService()
