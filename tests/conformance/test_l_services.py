@@ -10,6 +10,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 
 from tests.conformance.clients import (
+    GetRelay,
     Queue,
     Relay,
     ask,
@@ -457,3 +458,17 @@ async def test_162_sub_in_a_session_of_the_role_messaging(relay: Relay, version:
         answer = await ask(raw, command, *queue.own, service_signed=True)
         assert answer == err("SERVICE")
     assert await ask(raw, Ack(message.msg_id), *queue.own) == Ok()
+
+
+@at_versions(*VERSIONS)
+async def test_161_relay_that_asks_for_no_certificates(relays: GetRelay, version: int) -> None:
+    """Then a service is an ordinary client (smp-wire.md §6.3); who says more is refused."""
+    relay = relays({"protocol.request_client_certificates": "off"})
+    service = make_service()
+    client = await relay.connect(version, service=service)
+    assert client.service_id is None
+    _, notifier = await notified_queue(client)
+    await client.subscribe_notifications(*notifier.own)
+    connection, content = await after_hello(relay, service, version)
+    assert content == BAD_AUTH
+    assert await is_closed(connection)

@@ -23,11 +23,12 @@ class BlockConnection:
     """The receiver of a `BlockStream`, which also waits where the stream says so.
 
     `when_secured` fires when TLS is set up and fails with `DisconnectedError` when it
-    cannot be.
+    cannot be. `asked_for_certificate` says whether the relay then wanted one of the client.
     """
 
     def __init__(self) -> None:
         self.when_secured: Deferred[None] = Deferred()
+        self.asked_for_certificate = False
         self._transport: BlockTransport | None = None
         self._reason: str | None = None
         self._deliver: Callable[[bytes], object] | None = None

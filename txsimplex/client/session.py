@@ -33,13 +33,16 @@ SMP_ALPN = b"smp/1"
 CONNECT_TIMEOUT = 45.0
 """Seconds that TCP, TLS and the handshake together may take."""
 _PLAIN = PlainBlocks()
+_REQUEST = b"certificate request"
+"""Part of the name that OpenSSL gives to the state of having got one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """A service client: its role, its chain (DER, leaf first) and the key of the leaf.
 
-    The same chain is presented in TLS and in the handshake (§6.3).
+    The same chain is presented in TLS and in the handshake (§6.3). At a relay that does
+    not ask for certificates, or is older than services, it is an ordinary client.
     """
 
     role: Role
@@ -117,14 +120,35 @@ async def open_blocks(
             private_key=None if service is None else service.key.encode(),
         )
     clock = clock or global_clock()
-    opening = Deferred.fromCoroutine(_open_blocks(endpoint, context, clock))
+    blocks = BlockConnection()
+    if service is not None:
+        _note_request(context, blocks)
+    opening = Deferred.fromCoroutine(_open_blocks(blocks, endpoint, context, clock))
     return await within(timeout, opening, clock)
 
 
+def _note_request(context: SSL.Context, blocks: BlockConnection) -> None:
+    """Notes whether the relay asks for a certificate, of which TLS itself keeps no record."""
+    # pyOpenSSL looks up the connection to the end of its life, which may be after all other
+    # uses of the object.
+    kept: list[SSL.Connection] = []
+
+    def watch(connection: SSL.Connection, where: int, result: int) -> None:
+        if not kept:
+            kept.append(connection)
+        if _REQUEST in connection.get_state_string():
+            blocks.asked_for_certificate = True
+
+    context.set_info_callback(watch)
+    blocks.when_lost(lambda error: kept.clear())
+
+
 async def _open_blocks(
-    endpoint: IStreamClientEndpoint, context: SSL.Context, clock: IReactorTime
+    blocks: BlockConnection,
+    endpoint: IStreamClientEndpoint,
+    context: SSL.Context,
+    clock: IReactorTime,
 ) -> BlockConnection:
-    blocks = BlockConnection()
     stream = BlockStream(blocks, context, server=False, clock=clock)
     try:
         await endpoint.connect(_Factory(stream))
@@ -200,6 +224,8 @@ async def _shake_hands(
     service: handshake.ServiceIdentity | None,
 ) -> Session:
     transport = blocks.transport
+    if not blocks.asked_for_certificate:
+        service = None
     chain = transport.peer_chain
     try:
         check_server_chain(chain, key_hash, now)
