@@ -47,6 +47,7 @@ from txsimplex.smp.commands import (
     Nsub,
     Nsubs,
     Ping,
+    Rfwd,
     Role,
     Send,
     Sub,
@@ -331,6 +332,27 @@ async def test_165_ndel(relay: Relay, version: int) -> None:
 
 
 @at_versions(*VERSIONS)
+async def test_165_other_ends_of_a_notifier(relay: Relay, version: int) -> None:
+    """NKEY, which takes the notifier's place, and DEL of the queue (smp-server.md §7.2)."""
+    recipient = await relay.connect(version)
+    client = await relay.connect(version, service=make_service())
+    replaced, deleted = await notified_queue(recipient), await notified_queue(recipient)
+    for _, notifier in (replaced, deleted):
+        await client.subscribe_notifications(*notifier.own)
+    queue, former = replaced
+    successor = await make_notifier(recipient, queue, key=former.key)
+    assert await next_event(client) == Received(b"", former.notifier_id, Deld())
+    queue, notifier = deleted
+    await recipient.delete(*queue.own)
+    assert await next_event(client) == Received(b"", notifier.notifier_id, Deld())
+    # The new notifier is not the service's before it has subscribed to it.
+    assert await client.subscribe_service_notifications() == 0
+    await client.subscribe_notifications(*successor.own)
+    other = await relay.raw(version, service=make_service())
+    assert await ask(other, Nsubs(), service_id(other), session_of(other).key) == Soks(0)
+
+
+@at_versions(*VERSIONS)
 async def test_166_nsubs(relay: Relay, version: int) -> None:
     recipient, service = await relay.connect(version), make_service()
     queues = [await notified_queue(recipient) for _ in range(2)]
@@ -422,7 +444,11 @@ async def test_170_commands_of_another_role(relay: Relay, version: int) -> None:
     ]
     for command_of_others, entity_id, its_key in commands:
         assert await ask(notifying, command_of_others, entity_id, its_key) == err("CMD PROHIBITED")
+    assert await ask(notifying, Rfwd(new_id())) == err("CMD PROHIBITED")
     assert await ask(notifying, Ping()) == Pong()
+    routing = await relay.raw(version, service=make_service(Role.PROXY))
+    assert await ask(routing, Sub(), *queue.own, service_signed=True) == err("CMD PROHIBITED")
+    assert await ask(routing, Rfwd(new_id())) == err("CRYPTO")
     messaging = await relay.raw(version, service=make_service(Role.MESSAGING))
     assert await ask(messaging, Nsub(), *notifier.own, service_signed=True) == err("CMD PROHIBITED")
 
