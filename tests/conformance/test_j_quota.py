@@ -36,6 +36,8 @@ VERSIONS = (6, 10, 18)
 TTL = 1.0
 OLD = TTL + 1.1
 """Seconds after which a message is older than that, although its time is in whole seconds."""
+KEEPING = {"queues.quota": 2, "queues.message_ttl": TTL, "queues.expiry_interval": 7200}
+"""The relay that looks for old messages long after the tests are over."""
 NOW = 1_700_000_000
 
 
@@ -82,7 +84,7 @@ def is_marker(queue: Queue, message: Msg | None) -> bool:
 
 @at_versions(*VERSIONS)
 async def test_137_third_message_of_a_quota_of_2(relays: GetRelay, version: int) -> None:
-    relay = relays({"queues.quota": 2})
+    relay = relays(KEEPING)
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
     for text in (b"one", b"two"):
@@ -96,7 +98,7 @@ async def test_137_third_message_of_a_quota_of_2(relays: GetRelay, version: int)
 
 @at_versions(*VERSIONS)
 async def test_138_quota_after_the_first_ack(relays: GetRelay, version: int) -> None:
-    relay = relays({"queues.quota": 2})
+    relay = relays(KEEPING)
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
     await fill(sender, queue, b"one", b"two")
@@ -108,7 +110,7 @@ async def test_138_quota_after_the_first_ack(relays: GetRelay, version: int) -> 
 
 @at_versions(*VERSIONS)
 async def test_139_marker_after_the_messages(relays: GetRelay, version: int) -> None:
-    relay = relays({"queues.quota": 2})
+    relay = relays(KEEPING)
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
     await fill(sender, queue, b"one", b"two")
@@ -128,7 +130,7 @@ async def test_139_marker_after_the_messages(relays: GetRelay, version: int) -> 
 
 @at_versions(*VERSIONS)
 async def test_140_ack_of_the_marker(relays: GetRelay, version: int) -> None:
-    relay = relays({"queues.quota": 2})
+    relay = relays(KEEPING)
     recipient, sender = await relay.connect(version), await relay.connect(version)
     queue = await make_queue(recipient)
     await fill(sender, queue, b"one", b"two")
@@ -310,7 +312,7 @@ async def test_144_expiry_at_intervals(relays: GetRelay) -> None:
 
 @ensureDeferred
 async def test_145_old_message_before_the_interval_is_over(relays: GetRelay) -> None:
-    relay = relays({"queues.message_ttl": TTL, "queues.expiry_interval": 7200})
+    relay = relays(KEEPING)
     recipient, sender = await relay.connect(), await relay.connect()
     queue = await make_queue(recipient, subscribe=False)
     await sender.send(queue.sender_id, b"old")
