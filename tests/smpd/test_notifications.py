@@ -266,6 +266,7 @@ def test_notifications_are_kept_when_the_connection_has_gone(
     assert subscriber.nsub(notified) == m.Sok()
     recipient.send(recipient.person, notify=True)
     notified.leave()
+    assert notified.peer.notifier_ids == set()
     assert round_for(notified) == []
     second = Person(notified.relay)
     assert subscriber.nsub(second) == m.Sok()

@@ -250,6 +250,10 @@ def test_164_a_second_session_takes_over(
     assert events_of(service) == [(service.service_id, m.Ends(1))]
     assert notify(recipient, second) == 1
     assert service.events == []
+    assert subscriber.nsub(service) == m.Sok(service.service_id)
+    assert events_of(second) == [(service.service_id, m.Ends(1))]
+    assert subscriber.nsub(second) == m.Sok(service.service_id)
+    assert events_of(service) == [(service.service_id, m.Ends(1))]
 
 
 def test_165_a_deleted_notifier_is_told_to_the_service(
@@ -323,10 +327,12 @@ def test_nsubs_again_tells_the_count_of_now(
 def test_a_session_that_was_ended_can_subscribe_again(
     recipient: Recipient, service: Person, subscriber: Subscriber
 ) -> None:
+    assert nsubs(service) == m.Soks(0)
     subscriber.nsub(service)
     second = same_service(service)
     assert nsubs(second) == m.Soks(1)
     assert events_of(service) == [(service.service_id, m.Ends(1))]
+    assert service.peer.service_notifiers == 0
     assert nsubs(service) == m.Soks(1)
     assert events_of(second) == [(service.service_id, m.Ends(1))]
     assert notify(recipient, service) == 1
@@ -372,6 +378,17 @@ def test_a_connection_takes_over_from_a_service(
     assert nsubs(service) == m.Soks(1)
     assert notify(recipient, direct) == 1
     assert service.events == []
+
+
+def test_a_service_takes_a_notifier_back(
+    recipient: Recipient, service: Person, subscriber: Subscriber
+) -> None:
+    direct = Person(service.relay)
+    for person in (service, direct, service):
+        assert isinstance(subscriber.nsub(person), m.Sok)
+    assert events_of(service) == []
+    assert direct.all_events() == [(subscriber.notifier_id, m.End())]
+    assert notify(recipient, service) == 1
 
 
 def test_a_connection_takes_over_from_a_service_that_left(
