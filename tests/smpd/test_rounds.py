@@ -92,6 +92,7 @@ def rounds(calls: Calls, intervals: Intervals = INTERVALS) -> Rounds:
 def test_each_round_has_its_interval(clock: Clock, calls: Calls) -> None:
     service = rounds(calls)
     service.startService()
+    assert service.running
     assert calls.made == []
     clock.pump([0.5] * 240)
     assert calls.times("events") == [15.0 * number for number in range(1, 9)]
@@ -101,6 +102,7 @@ def test_each_round_has_its_interval(clock: Clock, calls: Calls) -> None:
     assert calls.times("expire_messages") == [100.0]
     assert len(calls.times("expired")) == 1
     service.stopService()
+    assert not service.running
     made = list(calls.made)
     clock.pump([1] * 200)
     assert calls.made == made

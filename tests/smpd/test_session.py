@@ -272,6 +272,20 @@ def test_no_message_waits_for_a_client_that_is_never_paused(clock: Clock, send_q
     assert kinds(client.received()) == [["Msg"]]
 
 
+def test_a_client_that_is_resumed_gets_what_waits(clock: Clock) -> None:
+    """Also when more is left to write than the limit: it is asked only this once."""
+    sessions = new_sessions(new_relay(), clock, SessionLimits(send_queue=1))
+    client, sender = Client(sessions), Client(sessions)
+    queue = new_queue(client)
+    client.session.pauseProducing()
+    client.wire.buffered = 8 * BLOCK_SIZE
+    send(sender, queue)
+    assert client.received() == []
+    client.wire.buffered = 2 * BLOCK_SIZE
+    client.session.resumeProducing()
+    assert kinds(client.received()) == [["Msg"]]
+
+
 def test_answers_are_sent_to_a_client_that_does_not_read(clock: Clock) -> None:
     """To what it has already asked."""
     sessions = new_sessions(new_relay(), clock, SessionLimits(send_queue=1))
@@ -312,8 +326,11 @@ def test_resuming_before_the_handshake(sessions: SessionFactory) -> None:
 def test_a_client_that_left_is_subscribed_to_nothing(sessions: SessionFactory) -> None:
     client, sender = Client(sessions), Client(sessions)
     queue = new_queue(client)
+    peer = client.session.peer
+    assert peer is not None
     client.leave()
     assert sessions.sessions == {sender.session}
+    assert peer.subscriptions == {}
     send(sender, queue)
     sender.send(queue.command(sender, c.Sub()))
     assert kinds(sender.received()) == [["Sok", "Msg"]]

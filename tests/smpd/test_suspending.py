@@ -274,6 +274,7 @@ def test_the_subscription_of_a_blocked_queue_stays(recipient: Recipient, sender:
 def test_187_blocking_again_changes_the_reason(recipient: Recipient, sender: Person) -> None:
     relay = sender.relay
     assert relay.block_queue(recipient.sender_id, SPAM)
+    assert relay.counters.queues_blocked == 1
     assert relay.block_queue(recipient.sender_id, CONTENT)
     assert recipient.ask(c.Que()) == errors.blocked(CONTENT)
     assert relay.counters.queues_blocked == 1
