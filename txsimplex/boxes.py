@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
-from txsimplex.encoding import PAD_BYTE, LargeMessageError, ParseError, pad, unpad
+from txsimplex.encoding import LargeMessageError, ParseError, pad, unpad
 from txsimplex.primitives import (
     BOX_OVERHEAD,
     hsalsa20,
@@ -26,7 +26,6 @@ BLOCK_SIZE: Final = 16384
 SEALED_CONTENT_SIZE: Final = BLOCK_SIZE - BOX_OVERHEAD
 """Bytes that the content of a block is padded to before it is encrypted (§7)."""
 
-_PADDING: Final = PAD_BYTE * BLOCK_SIZE
 _HASH_SIZE: Final = 64
 _HASH_BLOCK: Final = 128
 
@@ -153,16 +152,8 @@ class BlockChain:
 
     def seal(self, content: bytes) -> bytes:
         """The next block, 16,384 bytes, with `content` of at most 16,366 bytes."""
-        size = len(content)
-        if size > SEALED_CONTENT_SIZE - 2:
-            raise LargeMessageError(f"{size} bytes do not fit into a block")
+        padded = pad(content, SEALED_CONTENT_SIZE)
         key, nonce = self.next_key()
-        padded = b"%c%c%b%b" % (
-            size >> 8,
-            size & 255,
-            content,
-            _PADDING[: SEALED_CONTENT_SIZE - 2 - size],
-        )
         return seal_easy(padded, nonce, hsalsa20(key))
 
     def open(self, block: bytes) -> bytes:

@@ -233,7 +233,7 @@ def pad(message: bytes, size: int) -> bytes:
     length = len(message)
     if length > MAX_PADDED or size < length + 2:
         raise LargeMessageError(f"{length} bytes do not fit into {size}")
-    return _U16.pack(length) + message + PAD_BYTE * (size - length - 2)
+    return (_U16.pack(length) + message).ljust(size, PAD_BYTE)
 
 
 def unpad(padded: bytes) -> bytes:

@@ -87,11 +87,8 @@ def seal_message(key: BoxKey, msg_id: bytes, timestamp: int, notify: bool, body:
     size = len(body) + _PLAIN_HEAD.size
     if size > BODY_SIZE - 2:
         raise LargeMessageError(f"{size} bytes do not fit into {BODY_SIZE}")
-    padded = b"%b%b%b" % (
-        _HEAD.pack(size, timestamp, _FLAGS[notify]),
-        body,
-        _PADDING[: BODY_SIZE - 2 - size],
-    )
+    padding = _PADDING[: BODY_SIZE - 2 - size]
+    padded = b"".join((_HEAD.pack(size, timestamp, _FLAGS[notify]), body, padding))
     return key.seal(padded, nonce_from(msg_id))
 
 
