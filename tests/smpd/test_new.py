@@ -241,10 +241,11 @@ def test_a_link_id_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize("taken", ["recipient", "sender"])
-def test_other_ids_are_tried_three_times(taken: str) -> None:
+@pytest.mark.parametrize("version", [8, 18])
+def test_other_ids_are_tried_three_times(taken: str, version: int) -> None:
     """§4 NEW 6."""
     script = ScriptedRandom()
-    person = Person(new_relay(random=script))
+    person = Person(new_relay(random=script), version)
     first = expect(new(person), m.Ids)
     again = first.recipient_id if taken == "recipient" else first.sender_id
 

@@ -199,6 +199,25 @@ def test_a_contact_link_deleted_in_the_block(person: Person) -> None:
     assert answers(person, block) == [m.Ok(), errors.AUTH, m.Ok(), errors.AUTH]
 
 
+def test_a_one_time_link_deleted_in_the_block(person: Person) -> None:
+    """§4 LKEY: and the queue is not secured then."""
+    recipient, private = new_queue(person), key()
+    link_id, other_id = random(24), random(24)
+    data = LinkData(b"", b"")
+    assert recipient.ask(c.Lset(link_id, data)) == m.Ok()
+    lkey = person.transmission(c.Lkey(private.public), link_id, private)
+    block = [recipient.transmission(c.Ldel()), lkey]
+    assert answers(person, block) == [m.Ok(), errors.AUTH]
+    assert recipient.ask(c.Lset(link_id, data)) == m.Ok()
+    block = [
+        recipient.transmission(c.Ldel()),
+        recipient.transmission(c.Lset(other_id, data)),
+        lkey,
+    ]
+    assert answers(person, block) == [m.Ok(), m.Ok(), errors.AUTH]
+    assert recipient.information()["qiSnd"] is False
+
+
 def test_a_notifier_replaced_in_the_block(person: Person) -> None:
     recipient = new_queue(person)
     subscriber = new_notifier(recipient)

@@ -168,14 +168,15 @@ def test_the_notifiers_subscriber_is_told(recipient: Recipient, sender: Person) 
 def test_deleted_queues_are_counted() -> None:
     relay = new_relay()
     person = Person(relay)
-    new, secured = new_queue(person), new_queue(person)
-    assert secured.ask(c.Key(key().public)) == m.Ok()
-    assert new.ask(c.Del()) == m.Ok()
-    assert secured.ask(c.Del()) == m.Ok()
+    new, secured, other = (new_queue(person) for _ in range(3))
+    for recipient in (secured, other):
+        assert recipient.ask(c.Key(key().public)) == m.Ok()
+    for recipient in (new, secured, other):
+        assert recipient.ask(c.Del()) == m.Ok()
     counters = relay.counters
-    assert counters.queues_deleted == 2
+    assert counters.queues_deleted == 3
     assert counters.queues_deleted_new == 1
-    assert counters.queues_deleted_secured == 1
+    assert counters.queues_deleted_secured == 2
 
 
 # -- blocking
