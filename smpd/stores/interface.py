@@ -4,6 +4,8 @@ A store keeps records and answers questions about them; the rules of the protoco
 are in `smpd.relay`. It hands out one `Queue` object per queue: the relay reads its
 fields freely and changes them through the store only, so that a store can note
 each change. Any method may raise `StoreError`, after which nothing has changed.
+Records that are removed keep their own fields: the relay looks at them once more,
+to tell those who were subscribed.
 
 `tests/smpd/stores/contract.py` is the suite that every store passes.
 """

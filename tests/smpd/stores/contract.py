@@ -517,6 +517,25 @@ class StoreContract:
         store.delete(queue)
         assert store.notifier_count(service_id) == 0
 
+    def test_a_removed_notifier_keeps_its_service(self, store: Store) -> None:
+        """The relay tells the service afterwards."""
+        service_id = store.add_service(service()).service_id
+        removed = []
+        for remove in (
+            store.delete_notifier,
+            store.delete,
+            lambda queue: store.set_notifier(queue, notifier()),
+        ):
+            queue = new_queue(notifier=notifier())
+            store.add(queue)
+            store.associate(queue, service_id)
+            store.secure(queue, sender := key().public)
+            removed.append(queue.notifier)
+            remove(queue)
+            assert queue.sender_key == sender
+        assert [one.service_id for one in removed if one is not None] == [service_id] * 3
+        assert store.notifier_count(service_id) == 0
+
     def test_close_ends_it(self, store: Store, queue: Queue) -> None:
         store.write(queue, message(), 4)
         store.close()
