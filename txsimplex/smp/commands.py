@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Final
 
@@ -62,8 +62,8 @@ class QueueMode(Enum):
 class LinkData:
     """Data behind a short link, opaque to the relay: an immutable and a changeable part."""
 
-    fixed: bytes
-    user: bytes
+    fixed: bytes = field(repr=False)
+    user: bytes = field(repr=False)
 
     def encode(self) -> bytes:
         """Both parts as large strings."""
@@ -155,7 +155,7 @@ class New(Command):
 
     recipient_key: PublicKey
     dh_key: PublicKey
-    password: bytes | None = None
+    password: bytes | None = field(default=None, repr=False)
     subscribe: bool = True
     request: QueueRequest | None = None
     notifier: NotifierRequest | None = None
@@ -486,7 +486,7 @@ class Prxy(Command):
     """Asks the proxy for a session with a relay."""
 
     relay: RelayLocation
-    password: bytes | None = None
+    password: bytes | None = field(default=None, repr=False)
 
     credentials: ClassVar[Credentials] = Credentials.NEITHER
 
