@@ -45,6 +45,7 @@ class Run:
     server_cpu: float | None
     server_waited: float
     generator_cpu: float
+    core_speed: float | None
     loaded: Durations
     paced: Durations | None
     faults: list[str] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Run:
             and round(100 * self.server_cpu / self.seconds, 1),
             "server_waited_percent": round(100 * self.server_waited / self.seconds, 1),
             "generator_cpu_percent": round(100 * self.generator_cpu / self.seconds, 1),
+            "sha512_16k_us": self.core_speed,
             "loaded_latency_ms": _latencies(self.loaded),
             "faults": self.faults,
         }
@@ -157,10 +159,11 @@ def _benchmark(options: argparse.Namespace) -> int:
         server = open_server(stack, options, cores, profile.twistd_options)
         count = options.processes or (len(cores.generators) if cores.pinned else 1)
         workers = stack.enter_context(Workers("bench.message_worker", count, cores.generators))
+        speed = stack.enter_context(Workers("bench.core_speed", 1, cores.server))
         say(f"{cores}; generators: {count}")
         for turn in range(options.repeat):
             for version in options.versions:
-                runs.append(_run(server, workers, options, version))
+                runs.append(_run(server, workers, speed, options, version))
                 if options.profile and turn == 0:
                     _profile(server, workers, options, version, profile)
     profile.report()
@@ -168,13 +171,16 @@ def _benchmark(options: argparse.Namespace) -> int:
     return finish(any(run.faults for run in runs))
 
 
-def _run(server: Server, workers: Workers, options: argparse.Namespace, version: int) -> Run:
+def _run(
+    server: Server, workers: Workers, speed: Workers, options: argparse.Namespace, version: int
+) -> Run:
     size = options.size or max_message_length(version)
     _connect(server, workers, options, version, size)
     say(f"v{version}: load, {options.warm_up:g} s of warming up, {options.seconds:g} s measured")
     workers.ask("start")
     time.sleep(options.warm_up)
     workers.ask("mark")
+    speed.ask("mark")
     pids = [worker.pid for worker in workers.workers]
     began, before, own = time.monotonic(), server.cpu_seconds(), sum(map(cpu_seconds, pids))
     waited = server.waited_seconds()
@@ -183,6 +189,7 @@ def _run(server: Server, workers: Workers, options: argparse.Namespace, version:
     server_cpu = server.cpu_seconds() - before if server.pids else None
     waited = server.waited_seconds() - waited
     generator_cpu = sum(map(cpu_seconds, pids)) - own
+    (core_speed,) = speed.ask("mark")
     marks = workers.ask("mark")
     faults = [fault for result in workers.ask("drain") for fault in result["faults"]]
     loaded = merged(mark["latency"] for mark in marks)
@@ -190,7 +197,17 @@ def _run(server: Server, workers: Workers, options: argparse.Namespace, version:
     if not messages:
         faults.append("no message arrived")
     run = Run(
-        version, size, seconds, messages, server_cpu, waited, generator_cpu, loaded, None, faults
+        version,
+        size,
+        seconds,
+        messages,
+        server_cpu,
+        waited,
+        generator_cpu,
+        core_speed,
+        loaded,
+        None,
+        faults,
     )
     # There is no time for the latency of more than one version when it has to be quick.
     first = version == options.versions[0]
@@ -268,7 +285,8 @@ def _report(runs: Sequence[Run], options: argparse.Namespace, cores: Cores) -> N
         f"{cores}\n"
     )
     print(
-        "version  block layer  bytes  messages/s  per CPU-s  server  waits  generators  SEND→MSG ms"
+        "version  block layer  bytes  messages/s  per CPU-s  server  waits  generators  SHA-512"
+        "  SEND→MSG ms"
     )
     for run in runs:
         per_cpu = "-" if run.per_cpu_second is None else f"{run.per_cpu_second:.0f}"
@@ -277,7 +295,8 @@ def _report(runs: Sequence[Run], options: argparse.Namespace, cores: Cores) -> N
             f"{run.version:7}  {'yes' if run.version >= BLOCK_ENCRYPTION else 'no':>11}"
             f"  {run.size:5}  {run.per_second:10.0f}  {per_cpu:>9}  {server:>6}"
             f"  {100 * run.server_waited / run.seconds:3.0f} %"
-            f"  {100 * run.generator_cpu / run.seconds:8.0f} %  {_latency_text(run, options)}"
+            f"  {100 * run.generator_cpu / run.seconds:8.0f} %"
+            f"  {run.core_speed or 0:4.0f} µs  {_latency_text(run, options)}"
         )
         for fault in run.faults:
             print(f"  FAULT: {fault}")
@@ -315,6 +334,7 @@ def _result(runs: Sequence[Run], options: argparse.Namespace, cores: Cores) -> d
     for run in others:
         result[f"messages_per_cpu_second_v{run.version}"] = run.as_json()["messages_per_cpu_second"]
     latency = first.loaded if first.paced is None else first.paced
+    result["sha512_16k_us"] = first.core_speed
     result["latency_p50_ms"] = latency.milliseconds(50)
     result["latency_p99_ms"] = latency.milliseconds(99)
     names = ("connections", "window", "batch", "groups", "verify", "rate")

@@ -13,7 +13,7 @@ from smpd.counters import Counters
 from smpd.notifications import Notifications
 from smpd.peers import Peer, Subscription
 from smpd.queue_information import queue_information
-from smpd.queues import ID_SIZE, Link, Message, Notifier, Queue, Status, day_of, new_id
+from smpd.queues import DAY, ID_SIZE, Link, Message, Notifier, Queue, Status, day_of, new_id
 from smpd.rules import Rules
 from smpd.stores.interface import Collision, Store, StoreError
 from smpd.subscriptions import Subscriptions
@@ -73,9 +73,9 @@ class Execution:
         self._note_use(queue)
 
     def _note_use(self, queue: Queue) -> None:
-        today = day_of(self._clock())
-        if queue.used_on != today:
-            self._store.use(queue, today)
+        now = self._clock()
+        if not 0 <= now - queue.used_on < DAY:
+            self._store.use(queue, day_of(now))
 
     def _key_pair(self) -> PrivateKey:
         return PrivateKey.generate(Algorithm.X25519, self._random)

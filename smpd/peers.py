@@ -22,6 +22,9 @@ class Outlet(Protocol):
     def send(self, transmissions: Sequence[bytes]) -> None:
         """Sends transmissions in order, in as few blocks as hold them."""
 
+    def send_parts(self, parts: Sequence[bytes]) -> None:
+        """Sends one transmission, given in parts."""
+
 
 @dataclass(slots=True)
 class PeerService:

@@ -38,9 +38,9 @@ class Outcome:
     first and apart (§2.1). `messages` follow from SUB (§2.2).
     """
 
-    refused: list[bytes] = field(repr=False)
-    answers: list[bytes] = field(repr=False)
-    messages: list[bytes] = field(repr=False)
+    refused: Sequence[bytes] = field(repr=False)
+    answers: Sequence[bytes] = field(repr=False)
+    messages: Sequence[bytes] = field(repr=False)
 
 
 class Relay:
@@ -69,32 +69,58 @@ class Relay:
 
     def process(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Outcome:
         """Verifies and executes the commands of one block, in order."""
-        outcome = Outcome([], [], [])
-        if len(items) > 1:
-            self._count_batch([one.command for one in items if isinstance(one, Transmission)])
+        if len(items) == 1:
+            return self._process_one(peer, items[0])
+        self._count_batch([one.command for one in items if isinstance(one, Transmission)])
+        refused: list[bytes] = []
         permitted: list[tuple[Transmission, Queue | None]] = []
         for item in items:
-            if isinstance(item, Refused):
-                outcome.refused.append(_refusal(peer, item.header, item.error))
-                continue
             try:
-                permitted.append((item, self._authority.authorize(peer, item)))
-            except CommandError as refused:
-                outcome.refused.append(_refusal(peer, item.header, refused.error))
-            except StoreError as problem:
-                error = errors.store_error(str(problem))
-                outcome.refused.append(_refusal(peer, item.header, error))
+                permitted.append(self._permit(peer, item))
+            except CommandError as error:
+                refused.append(_refusal(peer, item.header, error.error))
+        answers: list[bytes] = []
+        messages: list[bytes] = []
         for transmission, queue in permitted:
-            answer = self._execution.execute(peer, transmission, queue)
-            if isinstance(answer, tuple):
-                answer, message = answer
-                outcome.messages.append(peer.framing.event(transmission.entity_id, message))
-            encoded = peer.framing.answer(transmission.header, answer)
-            if len(encoded) > _LARGEST_ANSWER:
-                # The ids are the client's and can be long; the reference answers nothing then.
-                encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
-            outcome.answers.append(encoded)
-        return outcome
+            answer, message = self._execute(peer, transmission, queue)
+            answers.append(answer)
+            messages += message
+        return Outcome(refused, answers, messages)
+
+    def _process_one(self, peer: Peer, item: Transmission | Refused) -> Outcome:
+        """`process` of a block with one command, as most are."""
+        try:
+            transmission, queue = self._permit(peer, item)
+        except CommandError as error:
+            return Outcome((_refusal(peer, item.header, error.error),), (), ())
+        answer, message = self._execute(peer, transmission, queue)
+        return Outcome((), (answer,), message)
+
+    def _permit(
+        self, peer: Peer, item: Transmission | Refused
+    ) -> tuple[Transmission, Queue | None]:
+        """A command that may be executed, and its queue. Raises `CommandError`."""
+        if type(item) is not Transmission:
+            raise CommandError(item.error)  # type: ignore[union-attr]
+        try:
+            return item, self._authority.authorize(peer, item)
+        except StoreError as problem:
+            raise CommandError(errors.store_error(str(problem))) from None
+
+    def _execute(
+        self, peer: Peer, transmission: Transmission, queue: Queue | None
+    ) -> tuple[bytes, tuple[bytes, ...]]:
+        """The answer to a command, and the message that follows it or nothing."""
+        messages: tuple[bytes, ...] = ()
+        answer = self._execution.execute(peer, transmission, queue)
+        if type(answer) is tuple:
+            answer, message = answer
+            messages = (peer.framing.event(transmission.entity_id, message),)
+        encoded = peer.framing.answer(transmission.header, answer)  # type: ignore[arg-type]
+        if len(encoded) > _LARGEST_ANSWER:
+            # The ids are the client's and can be long; the reference answers nothing then.
+            encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
+        return encoded, messages
 
     def ready(self, peer: Peer) -> None:
         """Goes on with a connection that was full and takes more now."""

@@ -33,7 +33,7 @@ from txsimplex.smp.handshake import (
     accept_service,
     refuse_service,
 )
-from txsimplex.smp.transmissions import BAD_BLOCK, Framing, TooLarge, frame, pack
+from txsimplex.smp.transmissions import BAD_BLOCK, Framing, TooLarge, frame_padded, pack
 from txsimplex.smp.versions import SMP_RANGE, VersionRange
 
 _FEW_ANSWERS = 4
@@ -223,11 +223,21 @@ class Session:
             return
         self.active_at = self._factory.now()
         if len(transmissions) == 1:
-            transport.sendBlock(self._outgoing.seal(frame(transmissions)))
+            blocks = self._outgoing
+            padded = frame_padded(transmissions, blocks.padded_size)
+            transport.sendBlock(blocks.seal_padded(padded))
             return
         for content in pack(transmissions):
             if not isinstance(content, TooLarge):
                 transport.sendBlock(self._outgoing.seal(content))
+
+    def send_parts(self, parts: Sequence[bytes]) -> None:
+        """Sends one transmission that fits into a block."""
+        transport = self._transport
+        if transport is not None:
+            self.active_at = self._factory.now()
+            blocks = self._outgoing
+            transport.sendBlock(blocks.seal_padded(frame_padded(parts, blocks.padded_size)))
 
     def _answer(self, outcome: Outcome) -> None:
         """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""

@@ -20,14 +20,14 @@ _END = End()
 _DELETED = Deld()
 
 
-def sealed_message(queue: Queue, message: Message) -> bytes:
-    """MSG with `message` encrypted to the recipient of `queue` (smp-wire.md §14.2)."""
+def sealed_message(queue: Queue, message: Message) -> tuple[bytes, bytes]:
+    """MSG with `message` encrypted to the recipient, in two parts (smp-wire.md §14.2)."""
     msg_id, timestamp, body = message.msg_id, message.timestamp, message.body
     if body is None:
         sealed = seal_body(queue.box, msg_id, encode_quota_body(timestamp))
     else:
         sealed = seal_message(queue.box, msg_id, timestamp, message.notify, body)
-    return b"MSG " + short(msg_id) + sealed
+    return b"MSG " + short(msg_id), sealed
 
 
 class Subscriptions:
@@ -68,7 +68,7 @@ class Subscriptions:
             subscription.delivered = None
             return None
         subscription.delivered = message.msg_id
-        return sealed_message(queue, message)
+        return b"".join(sealed_message(queue, message))
 
     # -- delivering
 
@@ -83,8 +83,8 @@ class Subscriptions:
             peer.waiting.add(queue.recipient_id)
             return
         subscription.delivered = message.msg_id
-        event = peer.framing.event(queue.recipient_id, sealed_message(queue, message))
-        peer.outlet.send((event,))
+        head, sealed = sealed_message(queue, message)
+        peer.outlet.send_parts((peer.framing.event(queue.recipient_id, head), sealed))
 
     def ready(self, peer: Peer) -> None:
         """Sends what waited while `peer` was full.

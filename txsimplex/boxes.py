@@ -8,14 +8,16 @@ it once and is kept where the same key is used again.
 from __future__ import annotations
 
 import hmac
-from typing import Final
+from typing import ClassVar, Final
 
 from txsimplex.encoding import LargeMessageError, ParseError, pad, unpad
 from txsimplex.primitives import (
     BOX_OVERHEAD,
     hsalsa20,
     open_easy,
+    open_once,
     seal_easy,
+    seal_once,
     sha512,
     short_sha512,
 )
@@ -123,6 +125,9 @@ class BlockChain:
 
     __slots__ = ("_chain_key",)
 
+    padded_size: ClassVar[int] = SEALED_CONTENT_SIZE
+    """Bytes that the content of a block is padded to."""
+
     def __init__(self, chain_key: bytes) -> None:
         self._chain_key = chain_key
 
@@ -152,14 +157,17 @@ class BlockChain:
 
     def seal(self, content: bytes) -> bytes:
         """The next block, 16,384 bytes, with `content` of at most 16,366 bytes."""
-        padded = pad(content, SEALED_CONTENT_SIZE)
+        return self.seal_padded(pad(content, SEALED_CONTENT_SIZE))
+
+    def seal_padded(self, padded: bytes) -> bytes:
+        """The next block, with a content that is padded to `padded_size` already."""
         key, nonce = self.next_key()
-        return seal_easy(padded, nonce, hsalsa20(key))
+        return seal_once(padded, nonce, key)
 
     def open(self, block: bytes) -> bytes:
         """The content of the next block. Raises `BoxError` or `ParseError`."""
         key, nonce = self.next_key()
-        padded = open_easy(block, nonce, hsalsa20(key))
+        padded = open_once(block, nonce, key)
         if padded is None:
             raise BoxError
         return unpad(padded)
@@ -173,9 +181,16 @@ class PlainBlocks:
 
     __slots__ = ()
 
+    padded_size: ClassVar[int] = BLOCK_SIZE
+    """Bytes that the content of a block is padded to."""
+
     def seal(self, content: bytes) -> bytes:
         """A block, 16,384 bytes, with `content` of at most 16,382 bytes."""
         return pad(content, BLOCK_SIZE)
+
+    def seal_padded(self, padded: bytes) -> bytes:
+        """A block with a content that is padded to `padded_size` already."""
+        return padded
 
     def open(self, block: bytes) -> bytes:
         """The content of `block`. Raises `ParseError`."""

@@ -236,14 +236,14 @@ def pad(message: bytes, size: int) -> bytes:
     return (_U16.pack(length) + message).ljust(size, PAD_BYTE)
 
 
-def unpad(padded: bytes) -> bytes:
+def unpad(padded: bytes | memoryview) -> bytes:
     """The message inside; the padding itself is not looked at (§1.1).
 
     Raises `ParseError` when the length is more than there is.
     """
     if len(padded) < 2:
         raise ParseError("no length")
-    length: int = _U16.unpack_from(padded)[0]
-    if len(padded) - 2 < length:
+    end = 2 + (padded[0] << 8 | padded[1])
+    if len(padded) < end:
         raise ParseError("shorter than its length")
-    return padded[2 : 2 + length]
+    return bytes(padded[2:end])

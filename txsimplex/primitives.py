@@ -35,8 +35,10 @@ __all__ = [
     "BOX_OVERHEAD",
     "hsalsa20",
     "open_easy",
+    "open_once",
     "scalarmult",
     "seal_easy",
+    "seal_once",
     "sha512",
     "short_sha512",
     "verify_ed25519",
@@ -76,6 +78,7 @@ _out32 = _ffi.new("unsigned char[32]")
 _view32 = _ffi.buffer(_out32)
 _box = _ffi.new("unsigned char[]", _LARGEST_BOX)
 _box_view = _ffi.buffer(_box)
+_box_memory = memoryview(_box_view).cast("B")
 _NULL = _ffi.NULL
 _ZERO16 = bytes(16)
 
@@ -109,6 +112,29 @@ def open_easy(box: bytes, nonce: bytes, key: bytes) -> bytes | None:
         return None
     message: bytes = _box_view[: size - BOX_OVERHEAD]
     return message
+
+
+def seal_once(padded: bytes, nonce: bytes, secret: bytes) -> bytes:
+    """`seal_easy` with the HSalsa20 of a 32-byte `secret` that is used for this only."""
+    _hsalsa20(_out32, _ZERO16, secret, _NULL)
+    size = len(padded)
+    _seal(_box, padded, size, nonce, _out32)
+    sealed: bytes = _box_view[: size + BOX_OVERHEAD]
+    return sealed
+
+
+def open_once(box: bytes, nonce: bytes, secret: bytes) -> memoryview | None:
+    """`open_easy` with the HSalsa20 of a 32-byte `secret` that is used for this only.
+
+    The message is valid until the next call of a function of this module.
+    """
+    size = len(box)
+    if size < BOX_OVERHEAD or size > _LARGEST_BOX:
+        return None
+    _hsalsa20(_out32, _ZERO16, secret, _NULL)
+    if _open(_box, box, size, nonce, _out32):
+        return None
+    return _box_memory[: size - BOX_OVERHEAD]
 
 
 def verify_ed25519(signature: bytes, message: bytes, public: bytes) -> bool:

@@ -107,6 +107,10 @@ class Person:
             self.full = self.room <= 0
         self._keep(transmissions)
 
+    def send_parts(self, parts: Sequence[bytes]) -> None:
+        """Takes one such transmission."""
+        self.send((b"".join(parts),))
+
     def _keep(self, transmissions: Sequence[bytes]) -> None:
         for transmission in transmissions:
             self.events += self.framing.read_messages(frame([transmission]))

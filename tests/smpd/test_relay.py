@@ -33,7 +33,7 @@ def person() -> Person:
 def answers(person: Person, transmissions: Sequence[bytes]) -> list[m.Message | Error]:
     """What the commands of a block are answered, none of them being refused."""
     outcome = person.batch(transmissions)
-    assert outcome.refused == []
+    assert not outcome.refused
     return person.received(outcome.answers)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import Final
 
-from txsimplex.encoding import ParseError, Reader, short
+from txsimplex.encoding import PAD_BYTE, ParseError, Reader, short
 from txsimplex.smp import errors
 from txsimplex.smp.commands import Command, check_credentials, read_command
 from txsimplex.smp.errors import Error
@@ -236,6 +237,18 @@ def frame(transmissions: Sequence[bytes]) -> bytes:
         parts.append(len(transmission).to_bytes(2, "big"))
         parts.append(transmission)
     return b"".join(parts)
+
+
+_PADDED: Final = Struct(">HBH")
+
+
+def frame_padded(parts: Sequence[bytes], size: int) -> bytes:
+    """`frame` of one transmission, made up of `parts`, padded to `size` bytes.
+
+    It is for each block that a relay sends, so it is done in one go.
+    """
+    length = sum(map(len, parts))
+    return b"".join((_PADDED.pack(length + 3, 1, length), *parts)).ljust(size, PAD_BYTE)
 
 
 def fits(transmissions: Sequence[bytes]) -> bool:

@@ -20,7 +20,7 @@ from tests.txsimplex.smp.strategies import (
     versions,
 )
 from tests.txsimplex.vectors import Vector, det, load, name_of, value
-from txsimplex.boxes import BoxKey, PlainBlocks, authenticator, verify_authenticator
+from txsimplex.boxes import BlockChain, BoxKey, PlainBlocks, authenticator, verify_authenticator
 from txsimplex.encoding import LargeMessageError, ParseError, large, short
 from txsimplex.keys import Algorithm, PrivateKey, PublicKey, verify
 from txsimplex.smp import commands, errors, messages
@@ -40,6 +40,7 @@ from txsimplex.smp.transmissions import (
     cut,
     fits,
     frame,
+    frame_padded,
     pack,
 )
 
@@ -413,6 +414,23 @@ def test_packed_contents_fit_into_every_block() -> None:
     assert not fits([b""] * (MAX_TRANSMISSIONS + 1))
     with pytest.raises(LargeMessageError):
         PlainBlocks().seal(bytes(16383))
+
+
+@given(
+    st.lists(st.binary(max_size=200), min_size=1, max_size=3),
+    st.sampled_from([BlockChain, PlainBlocks]),
+)
+def test_a_block_framed_and_padded_in_one_go(
+    parts: list[bytes], blocks: type[BlockChain] | type[PlainBlocks]
+) -> None:
+    """smp-wire.md §7, §8: the same as framed, padded and sealed one after the other."""
+
+    def new() -> BlockChain | PlainBlocks:
+        return BlockChain(bytes(32)) if blocks is BlockChain else PlainBlocks()
+
+    sealed = new().seal_padded(frame_padded(parts, blocks.padded_size))
+    assert sealed == new().seal(frame([b"".join(parts)]))
+    assert new().open(sealed) == frame([b"".join(parts)])
 
 
 # -- arbitrary bytes
