@@ -7,13 +7,18 @@ each change. Any method may raise `StoreError`, after which nothing has changed.
 Records that are removed keep their own fields: the relay looks at them once more,
 to tell those who were subscribed.
 
+A change is seen at once and safe later: changes are numbered, a store that keeps them
+on disk commits many together, and then moves its mark. What depends on a change is
+answered when the mark has passed its number (`docs/architecture.md`). A store in memory
+has nothing to wait for: its numbers stay 0.
+
 `tests/smpd/stores/contract.py` is the suite that every store passes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from smpd.queues import Message, Notifier, Queue, Status
@@ -62,8 +67,34 @@ class Written:
     was_empty: bool
 
 
+def _ignore() -> None:
+    """Nobody waits."""
+
+
 class Store(ABC):
     """Queues, messages, notifications and services."""
+
+    noted: int = 0
+    """The number of the last change."""
+    committed: int = 0
+    """The number up to which changes are safe. A message that was removed before it was
+    written needs nothing to be safe: both changes go with it."""
+    failure: str | None = None
+    """Why changes cannot be made safe now. Meanwhile what would change something raises
+    `StoreError` with this text before it has; what was noted is kept and tried again."""
+    on_commit: Callable[[], None] = staticmethod(_ignore)
+    """Called, by the reactor's thread, whenever `committed` has moved or `failure` changed."""
+
+    def unsafe(self, queue: Queue) -> int:
+        """The number of the last change of `queue` that is not safe yet; 0 when all are."""
+        return 0
+
+    def refused(self, queue: Queue | None) -> None:
+        """Called when a command on `queue` was not authorised, or on one that is not there.
+
+        For a store that finds some queues faster than others: it takes the time here that
+        it has saved, so that the time of an answer does not tell which queues there are.
+        """
 
     # -- finding
 
