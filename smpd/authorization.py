@@ -143,7 +143,7 @@ class Authority:
         command = t.command
         if command.of_recipient:
             queue = self._store.by_recipient(t.entity_id)
-            self._demand(peer, t, () if queue is None else queue.recipient_keys)
+            self._demand(peer, t, queue, () if queue is None else queue.recipient_keys)
             return queue
         authorize = _AUTHORIZE.get(type(command))
         if authorize is None:
@@ -151,10 +151,16 @@ class Authority:
         found: Queue | None = authorize(self, peer, t, command)
         return found
 
-    def _demand(self, peer: Peer, t: Transmission, keys: Sequence[PublicKey]) -> None:
+    def _demand(
+        self, peer: Peer, t: Transmission, queue: Queue | None, keys: Sequence[PublicKey]
+    ) -> None:
         if not authorized_by(peer, t, keys):
-            self._count_refusal(t.command)
-            raise CommandError(errors.AUTH)
+            raise self._refusal(t, queue)
+
+    def _refusal(self, t: Transmission, queue: Queue | None) -> CommandError:
+        self._count_refusal(t.command)
+        self._store.refused(queue)
+        return CommandError(errors.AUTH)
 
     def _count_refusal(self, command: c.Command) -> None:
         kind = type(command)
@@ -171,16 +177,15 @@ class Authority:
         queue = self._store.by_sender(t.entity_id)
         if t.authenticator:
             key = None if queue is None else queue.sender_key
-            self._demand(peer, t, () if key is None else (key,))
+            self._demand(peer, t, queue, () if key is None else (key,))
         elif queue is not None and queue.sender_key is not None:
-            queue = None
+            raise self._refusal(t, queue)
         if queue is None:
-            self._count_refusal(command)
-            raise CommandError(errors.AUTH)
+            raise self._refusal(t, queue)
         return queue
 
     def _authorize_new(self, peer: Peer, t: Transmission, command: c.New) -> None:
-        self._demand(peer, t, (command.recipient_key,))
+        self._demand(peer, t, None, (command.recipient_key,))
 
     def _authorize_securing(self, peer: Peer, t: Transmission, command: c.Skey | c.Lkey) -> Queue:
         if isinstance(command, c.Skey):
@@ -192,20 +197,20 @@ class Authority:
             and queue.mode is QueueMode.MESSAGING
             and (queue.sender_key is None or queue.sender_key == command.key)
         )
-        self._demand(peer, t, (command.key,) if allowed else ())
+        self._demand(peer, t, queue, (command.key,) if allowed else ())
         assert queue is not None
         return queue
 
     def _authorize_reading(self, peer: Peer, t: Transmission, command: c.Lget) -> Queue:
         queue = self._store.by_link(t.entity_id)
         if queue is None or not queue.is_contact:
-            raise CommandError(errors.AUTH)
+            raise self._refusal(t, queue)
         return queue
 
     def _authorize_notifier(self, peer: Peer, t: Transmission, command: c.Nsub) -> Queue:
         queue = self._store.by_notifier(t.entity_id)
         notifier = None if queue is None else queue.notifier
-        self._demand(peer, t, () if notifier is None else (notifier.key,))
+        self._demand(peer, t, queue, () if notifier is None else (notifier.key,))
         assert queue is not None
         return queue
 

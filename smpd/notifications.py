@@ -152,6 +152,8 @@ class Notifications:
         """
         rounds: dict[Peer, list[bytes]] = {}
         for notifier_id in self._store.notifiers_waiting():
+            if notifier_id not in self._subscribers and not self._services:
+                continue
             try:
                 self._collect(notifier_id, rounds)
             except StoreError:

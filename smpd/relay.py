@@ -26,6 +26,7 @@ from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import BlockingInformation, Error
 from txsimplex.smp.transmissions import MAX_CONTENT, Refused, Transmission
 
+_READING: Final = frozenset((c.Sub, c.Get, c.Que, c.Lget, c.Ping))
 _LARGEST_ANSWER: Final = MAX_CONTENT - 2
 """Bytes of a transmission that fits into a block."""
 
@@ -35,12 +36,15 @@ class Outcome:
     """The answers to the commands of a block.
 
     `refused` are those that failed before anything was executed: they go out
-    first and apart (§2.1). `messages` follow from SUB (§2.2).
+    first and apart (§2.1). `messages` follow from SUB (§2.2). `needs` has for each
+    answer the number of the store's last change that it depends on, 0 for none: the answer
+    may be given when the store's mark has passed that.
     """
 
     refused: Sequence[bytes] = field(repr=False)
     answers: Sequence[bytes] = field(repr=False)
     messages: Sequence[bytes] = field(repr=False)
+    needs: Sequence[int] = ()
 
 
 class Relay:
@@ -81,11 +85,13 @@ class Relay:
                 refused.append(_refusal(peer, item.header, error.error))
         answers: list[bytes] = []
         messages: list[bytes] = []
+        needs: list[int] = []
         for transmission, queue in permitted:
-            answer, message = self._execute(peer, transmission, queue)
+            answer, message, need = self._execute(peer, transmission, queue)
             answers.append(answer)
             messages += message
-        return Outcome(refused, answers, messages)
+            needs.append(need)
+        return Outcome(refused, answers, messages, needs)
 
     def _process_one(self, peer: Peer, item: Transmission | Refused) -> Outcome:
         """`process` of a block with one command, as most are."""
@@ -93,8 +99,8 @@ class Relay:
             transmission, queue = self._permit(peer, item)
         except CommandError as error:
             return Outcome((_refusal(peer, item.header, error.error),), (), ())
-        answer, message = self._execute(peer, transmission, queue)
-        return Outcome((), (answer,), message)
+        answer, message, need = self._execute(peer, transmission, queue)
+        return Outcome((), (answer,), message, (need,))
 
     def _permit(
         self, peer: Peer, item: Transmission | Refused
@@ -109,9 +115,10 @@ class Relay:
 
     def _execute(
         self, peer: Peer, transmission: Transmission, queue: Queue | None
-    ) -> tuple[bytes, tuple[bytes, ...]]:
-        """The answer to a command, and the message that follows it or nothing."""
+    ) -> tuple[bytes, tuple[bytes, ...], int]:
+        """The answer to a command, the message that follows it or nothing, and what it needs."""
         messages: tuple[bytes, ...] = ()
+        before = self.store.noted
         answer = self._execution.execute(peer, transmission, queue)
         if type(answer) is tuple:
             answer, message = answer
@@ -120,7 +127,20 @@ class Relay:
         if len(encoded) > _LARGEST_ANSWER:
             # The ids are the client's and can be long; the reference answers nothing then.
             encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
-        return encoded, messages
+        if type(transmission.command) in _READING or answer[:4] == b"ERR ":
+            # Messages are delivered before they are safe, and refusals promise nothing.
+            return encoded, messages, 0
+        return encoded, messages, self._need(before, queue)
+
+    def _need(self, before: int, queue: Queue | None) -> int:
+        """The change that must be safe before a command is answered that was executed just now.
+
+        A command that changed nothing may have found its work done, but not yet safe.
+        """
+        noted = self.store.noted
+        if noted != before:
+            return noted
+        return 0 if queue is None else self.store.unsafe(queue)
 
     def ready(self, peer: Peer) -> None:
         """Goes on with a connection that was full and takes more now."""

@@ -6,6 +6,7 @@ blocks and the handshake (docs/spec/smp-server.md §2, smp-wire.md §6, §7).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from txsimplex.boxes import BoxError, PlainBlocks
 from txsimplex.certificates import CertificateError, check_client_chain
 from txsimplex.encoding import ParseError
 from txsimplex.keys import Algorithm, PrivateKey, Random
+from txsimplex.smp import errors
 from txsimplex.smp.handshake import (
     Blocks,
     HandshakeError,
@@ -39,6 +41,9 @@ from txsimplex.smp.versions import SMP_RANGE, VersionRange
 _FEW_ANSWERS = 4
 """Up to this many answers share a block with the first message (smp-server.md §2.2)."""
 
+_MOST_HELD = 32
+"""Blocks whose answers may wait for the store before the client is not read from any more."""
+
 _PLAIN = PlainBlocks()
 
 
@@ -47,10 +52,12 @@ class SessionLimits:
     """`handshake_time` in seconds from TLS to the end of the handshake; `send_queue` in blocks.
 
     While that many blocks wait to be written, a connection gets no messages of others.
+    `store_time`: seconds that answers wait for a store that fails, before they become errors.
     """
 
     handshake_time: float = 120.0
     send_queue: int = 128
+    store_time: float = 5.0
     versions: VersionRange = SMP_RANGE
 
 
@@ -60,6 +67,7 @@ class Session:
     __slots__ = (
         "_factory",
         "_handshake",
+        "_held",
         "_incoming",
         "_outgoing",
         "_paused",
@@ -81,6 +89,7 @@ class Session:
         self._incoming: Blocks = _PLAIN
         self._outgoing: Blocks = _PLAIN
         self._paused = False
+        self._held: deque[Outcome] | None = None
         self.peer: Peer | None = None
         self.active_at = factory.now()
 
@@ -129,7 +138,12 @@ class Session:
             outcome = self._relay.process(peer, (BAD_BLOCK,))
         else:
             outcome = self._relay.process(peer, peer.framing.read_commands(content))
-        self._answer(outcome)
+        if outcome.refused:
+            self.send(outcome.refused)
+        if self._held is not None or max(outcome.needs, default=0) > self._relay.store.committed:
+            self._hold(outcome)
+        else:
+            self._answer(outcome)
 
     def pauseProducing(self) -> None:
         """The client reads slower than it is answered: it is not read from either."""
@@ -140,7 +154,7 @@ class Session:
     def resumeProducing(self) -> None:
         """The client has caught up."""
         self._paused = False
-        if self._transport is not None:
+        if self._transport is not None and (self._held is None or len(self._held) < _MOST_HELD):
             self._transport.resumeReading()
         if self.peer is not None:
             self._relay.ready(self.peer)
@@ -150,6 +164,7 @@ class Session:
         self._end_time_limit()
         self._transport = None
         self._handshake = None
+        self._end_hold()
         if self.peer is not None:
             self._relay.leave(self.peer)
         self._factory.ended(self)
@@ -242,8 +257,6 @@ class Session:
     def _answer(self, outcome: Outcome) -> None:
         """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""
         answers, messages = outcome.answers, outcome.messages
-        if outcome.refused:
-            self.send(outcome.refused)
         if messages and len(answers) <= _FEW_ANSWERS:
             self.send([*answers, messages[0]])
             messages = messages[1:]
@@ -251,6 +264,55 @@ class Session:
             self.send(answers)
         for message in messages:
             self.send((message,))
+
+    # -- answers that wait for the store
+
+    def _hold(self, outcome: Outcome) -> None:
+        """Keeps answers until what they depend on is safe, and all later ones behind them."""
+        held = self._held
+        if held is None:
+            held = self._held = deque()
+            self._factory.holding[self] = None
+        held.append(outcome)
+        if len(held) >= _MOST_HELD and self._transport is not None:
+            self._transport.pauseReading()
+
+    def release(self) -> None:
+        """Gives the answers that the store's mark has passed."""
+        held = self._held
+        if held is None:
+            return
+        mark = self._relay.store.committed
+        while held and max(held[0].needs, default=0) <= mark:
+            self._answer(held.popleft())
+        self._after_release(held)
+
+    def give_up(self, problem: str) -> None:
+        """Gives all answers: ``ERR STORE`` instead of those that depend on what is not safe."""
+        held, peer = self._held, self.peer
+        if held is None or peer is None:
+            return
+        mark = self._relay.store.committed
+        message = b"ERR " + errors.store_error(problem).encode(peer.version)
+        while held:
+            outcome = held.popleft()
+            outcome.answers = [
+                answer if need <= mark else peer.framing.instead(answer, message)
+                for answer, need in zip(outcome.answers, outcome.needs, strict=True)
+            ]
+            self._answer(outcome)
+        self._after_release(held)
+
+    def _after_release(self, held: deque[Outcome]) -> None:
+        if not held:
+            self._end_hold()
+        if len(held) < _MOST_HELD and self._transport is not None and not self._paused:
+            self._transport.resumeReading()
+
+    def _end_hold(self) -> None:
+        if self._held is not None:
+            self._held = None
+            self._factory.holding.pop(self, None)
 
     # -- by the relay's service
 
@@ -300,6 +362,9 @@ class SessionFactory:
         self.now = reactor.seconds
         self.call_later = reactor.callLater
         self.sessions: set[Session] = set()
+        self.holding: dict[Session, None] = {}
+        self._giving_up: IDelayedCall | None = None
+        relay.store.on_commit = self._committed
         self._closed: Deferred[None] | None = None
 
     def buildReceiver(self, address: IAddress) -> Session:
@@ -307,6 +372,24 @@ class SessionFactory:
         session = Session(self)
         self.sessions.add(session)
         return session
+
+    def _committed(self) -> None:
+        """The store's mark has moved, or the store has a failure now or no more."""
+        for session in list(self.holding):
+            session.release()
+        failing = self.relay.store.failure is not None
+        if failing and self._giving_up is None:
+            self._giving_up = self.call_later(self.limits.store_time, self._give_up)
+        elif not failing and self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        problem = self.relay.store.failure
+        if problem is not None:
+            for session in list(self.holding):
+                session.give_up(problem)
 
     def ended(self, session: Session) -> None:
         """Forgets a session whose connection is gone."""

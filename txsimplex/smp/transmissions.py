@@ -155,6 +155,12 @@ class Framing:
             return b"\0" + self.session + header + message
         return b"\0" + header + message
 
+    def instead(self, answer: bytes, message: bytes) -> bytes:
+        """What `answer` would have been with another `message`, under the same header."""
+        start = 1 if self.version >= IMPLIED_SESSION else 1 + len(self.session)
+        entity = start + 1 + answer[start]
+        return self.answer(answer[start : entity + 1 + answer[entity]], message)
+
     def event(self, entity_id: bytes, message: bytes) -> bytes:
         """A transmission that no command asked for: with an empty correlation id."""
         return self.answer(b"\0" + short(entity_id), message)
