@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,16 @@ from bench.processes import (
     resident_kib,
     waited_seconds,
 )
+from smpd.ini import filled_in
 from txsimplex.addresses import DEFAULT_SMP_PORT, Scheme, ServerAddress
+
+STORES = ("memory", "sqlite")
+"""The stores that a relay can have, as its configuration names them."""
 
 _READY = "SMP relay ready: "
 _START_TIME = 15.0
+_READY_STEP = 0.02
+_COMPLAINT = re.compile(r"Traceback|#(?:error|critical)\]")
 _TWISTD = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"
 _SMPCTL = "import sys; from smpd.ctl import main; sys.exit(main())"
 
@@ -68,43 +76,53 @@ class Server:
         return sum(map(open_files, self.pids))
 
 
-class OwnServer:
-    """``twistd -n smpd`` with the memory store, in a temporary directory, on 127.0.0.1.
+class Installation:
+    """A relay's directory on this machine, temporary, and the process that is started on it.
 
-    A context manager that gives the `Server` when it is ready.
+    A context manager. The process, ``twistd -n smpd`` on 127.0.0.1, can be started and
+    ended several times on the same directory, and ends with the installation. `store` is
+    one of `STORES`; one that keeps something on disk does so in `store_path`, below
+    `parent` if that is given. `settings` are further keys of the configuration.
     """
 
-    def __init__(self, cores: Cores, twistd_options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cores: Cores,
+        twistd_options: Sequence[str] = (),
+        *,
+        store: str = "memory",
+        parent: Path | None = None,
+        settings: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
         self._cores = cores
         self._twistd_options = twistd_options
+        self._store = store
+        self._parent = parent
+        self._settings = dict(settings or {})
         self._stack = ExitStack()
+        self._directory = Path()
+        self._process: Process | None = None
 
-    def __enter__(self) -> Server:
+    @property
+    def store_path(self) -> Path:
+        """The directory of the store."""
+        return self._directory / "store"
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "log"
+
+    def __enter__(self) -> Installation:
         with ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-            _install(directory)
-            log = directory / "log"
-            process = stack.enter_context(
-                Process(
-                    python(
-                        "-c",
-                        _TWISTD,
-                        "-n",
-                        "--pidfile=",
-                        *self._twistd_options,
-                        "smpd",
-                        "--config",
-                        str(directory / "smpd.ini"),
-                    ),
-                    self._cores.server,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stack.enter_context(log.open("wb")),
-                    stderr=subprocess.STDOUT,
-                )
-            )
-            server = Server(_address(process, log), (process.pid,))
+            made = tempfile.TemporaryDirectory(prefix="bench-", dir=self._parent)
+            self._directory = Path(stack.enter_context(made)).resolve()
+            if self._store != "memory":
+                self._settings[("store", "kind")] = self._store
+                self._settings[("store", "path")] = str(self.store_path)
+            _install(self._directory, self._settings)
+            stack.callback(self.end)
             self._stack = stack.pop_all()
-        return server
+        return self
 
     def __exit__(
         self,
@@ -114,8 +132,77 @@ class OwnServer:
     ) -> None:
         self._stack.close()
 
+    def launch(self) -> int:
+        """Starts the process, which is then not ready yet; its number."""
+        self.end()
+        arguments = ("-n", "--pidfile=", *self._twistd_options, "smpd", "--config")
+        with self._log.open("wb") as log:
+            self._process = Process(
+                python("-c", _TWISTD, *arguments, str(self._directory / "smpd.ini")),
+                self._cores.server,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return self._process.pid
 
-def _install(directory: Path) -> None:
+    def ready(self, within: float = _START_TIME) -> Server:
+        """Waits `within` seconds for the relay to say that it is ready."""
+        process = self._process
+        if process is None:
+            raise ServerFailedError("the relay was not started")
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            for line in self._log.read_text().splitlines():
+                _, found, address = line.partition(_READY)
+                if found:
+                    parsed = ServerAddress.parse(address.strip(), Scheme.SMP)
+                    return Server(parsed, (process.pid,))
+            if process.popen.poll() is not None:
+                text = self._log.read_text().strip()
+                raise ServerFailedError(f"the relay did not start:\n{text}")
+            time.sleep(_READY_STEP)
+        raise ServerFailedError(f"the relay was not ready within {within:g} seconds")
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Ends the process, if there is one, and waits until it is gone."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(by)
+
+    def complaints(self) -> list[str]:
+        """The lines of the log since the last start that tell of an error."""
+        if not self._log.exists():
+            return []
+        return [line for line in self._log.read_text().splitlines() if _COMPLAINT.search(line)]
+
+
+class OwnServer:
+    """An `Installation` whose relay runs; a context manager that gives the `Server`."""
+
+    def __init__(
+        self, cores: Cores, twistd_options: Sequence[str] = (), *, store: str = "memory"
+    ) -> None:
+        self._installation = Installation(cores, twistd_options, store=store)
+
+    def __enter__(self) -> Server:
+        with ExitStack() as stack:
+            installation = stack.enter_context(self._installation)
+            installation.launch()
+            server = installation.ready()
+            stack.pop_all()
+        return server
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._installation.__exit__(kind, error, traceback)
+
+
+def _install(directory: Path, settings: Mapping[tuple[str, str], str]) -> None:
     with socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -130,16 +217,6 @@ def _install(directory: Path) -> None:
     )
     if made.returncode:
         raise ServerFailedError(f"smpctl init failed: {made.stderr.strip()}")
-
-
-def _address(process: Process, log: Path) -> ServerAddress:
-    deadline = time.monotonic() + _START_TIME
-    while time.monotonic() < deadline:
-        for line in log.read_text().splitlines():
-            _, found, address = line.partition(_READY)
-            if found:
-                return ServerAddress.parse(address.strip(), Scheme.SMP)
-        if process.popen.poll() is not None:
-            raise ServerFailedError(f"the relay did not start:\n{log.read_text().strip()}")
-        time.sleep(0.05)
-    raise ServerFailedError(f"the relay was not ready within {_START_TIME:g} seconds")
+    if settings:
+        configuration = directory / "smpd.ini"
+        configuration.write_text(filled_in(configuration.read_text(), settings))
