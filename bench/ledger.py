@@ -103,7 +103,7 @@ class Ledger:
         self.queues_returned = 0
         self.wrong_answers = 0
         self._lost_with_queues = 0
-        self.faults: list[str] = []
+        self._faults: dict[str, list[int]] = {}
 
     @property
     def lost(self) -> int:
@@ -113,7 +113,15 @@ class Ledger:
     @property
     def faulty(self) -> bool:
         """Whether anything was not as it must be."""
-        return bool(self.faults or self.lost)
+        return bool(self._faults or self.lost)
+
+    @property
+    def faults(self) -> list[str]:
+        """What was not as it must be, each kind with how often it was and when first."""
+        return [
+            f"{text} ({len(runs)} times, first after {runs[0]} crashes)"
+            for text, runs in self._faults.items()
+        ]
 
     def crashed(self) -> None:
         """The relay was killed: what has no answer will get none."""
@@ -127,8 +135,8 @@ class Ledger:
         self._fault(text)
 
     def _fault(self, text: str) -> None:
-        if len(self.faults) < _FAULTS_TOLD:
-            self.faults.append(f"run {self.run}: {text}")
+        if text in self._faults or len(self._faults) < _FAULTS_TOLD:
+            self._faults.setdefault(text, []).append(self.run)
 
     # -- queues
 
@@ -165,9 +173,8 @@ class Ledger:
             self._lost_with_queues += len(queue.missing)
             queue.there.clear()
             queue.missing.clear()
-            queue.delete_asked = True
-        if not queue.delete_answered:
-            self.delete_answered(key)
+            queue.delete_asked = queue.delete_answered = True
+        self.delete_answered(key)
         return False
 
     # -- the sender
@@ -327,5 +334,5 @@ class Ledger:
             "redelivered": self.redelivered,
             "queues_created": self.queues_created,
             "queues_deleted": self.queues_deleted,
-            "faults": list(self.faults),
+            "faults": self.faults,
         }

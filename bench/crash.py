@@ -1,0 +1,211 @@
+"""What a relay remembers when it is killed: ``python -m bench.crash`` (bench/README.md).
+
+A relay under load is killed by SIGKILL at a random moment and started again on the same
+store, many times. Every answer that it gave is compared with what comes back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.options import allow_many_files, finish, parse, positive, run_benchmark
+from bench.processes import Cores, say
+from bench.server import STORES, Installation, Server
+from bench.workers import Worker, Workers
+
+_QUICK = {"seconds": 30.0, "kills": 10_000}
+_EARLY = 0.1
+"""Part of the kills that hit the relay while it starts or its clients come back."""
+_SAY_EACH = 10
+_RUN_TIME = 60.0
+_DRAIN_TIME = 120.0
+_COMPLAINTS_TOLD = 5
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.crash", description=__doc__)
+    parser.add_argument("--kills", type=positive, default=500, help="default: 500")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="do not kill any more after this time; default: no limit",
+    )
+    parser.add_argument(
+        "--store",
+        choices=STORES,
+        default="sqlite",
+        help="the relay's store; memory keeps nothing, which must be found; default: sqlite",
+    )
+    parser.add_argument("--queues", type=positive, default=40, help="busy ones; default: 40")
+    parser.add_argument(
+        "--quota",
+        type=positive,
+        default=16,
+        help="messages that wait in a queue before it is full; default: 16",
+    )
+    parser.add_argument(
+        "--load",
+        type=float,
+        default=0.6,
+        metavar="SECONDS",
+        help="the longest that the load lasts before a kill; default: 0.6",
+    )
+    parser.add_argument(
+        "--by",
+        choices=("KILL", "TERM"),
+        default="KILL",
+        help="the signal; TERM is a stop in order, which must lose nothing either; default: KILL",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where the store is made, in a temporary directory; default: the system's",
+    )
+    parser.add_argument("--no-pin", action="store_true", help="let the kernel choose the cores")
+    parser.add_argument("--json", action="store_true", help="end with a line of JSON")
+    parser.add_argument("--quick", action="store_true", help="be done in 40 seconds")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; the exit status is 1 when anything was not as it was answered."""
+    options = parse(_parser(), arguments, _QUICK)
+    return run_benchmark(lambda: _benchmark(options))
+
+
+class _Rounds:
+    """Kills, one after the other, and what they left in the relay's log."""
+
+    def __init__(self, relay: Installation, worker: Worker, options: argparse.Namespace) -> None:
+        self._relay = relay
+        self._worker = worker
+        self._options = options
+        self._server: Server | None = None
+        self.kills = 0
+        self.early_kills = 0
+        self.load_seconds = 0.0
+        self.start_seconds: list[float] = []
+        self.complaints: list[str] = []
+
+    def start(self) -> dict[str, Any]:
+        """Starts the relay and waits until it is ready; where clients find it."""
+        began = time.monotonic()
+        self._relay.launch()
+        self._server = self._relay.ready()
+        self.start_seconds.append(time.monotonic() - began)
+        return self._place(self._server)
+
+    def _place(self, server: Server) -> dict[str, Any]:
+        return {"address": str(server.address), "host": server.host, "port": server.port}
+
+    def one(self) -> dict[str, Any]:
+        """Starts the relay, lets it work, and kills it; the counts of the clients then."""
+        if self._server is not None and random.random() < _EARLY:
+            self._relay.launch()
+            self._run(self._place(self._server))
+            time.sleep(random.uniform(0, 1.2 * statistics.median(self.start_seconds)))
+            self._kill()
+            self.early_kills += 1
+            self._worker.tell("crashed")
+            self._worker.answer(_RUN_TIME)
+        else:
+            self._run(self.start())
+            self._worker.answer(_RUN_TIME)
+            load = random.uniform(0, self._options.load)
+            time.sleep(load)
+            self._kill()
+            self.load_seconds += load
+            self._worker.tell("crashed")
+        counts: dict[str, Any] = self._worker.answer(_RUN_TIME)
+        return counts
+
+    def _run(self, place: dict[str, Any]) -> None:
+        self._worker.tell("run", queues=self._options.queues, **place)
+
+    def _kill(self) -> None:
+        self._relay.end(signal.Signals[f"SIG{self._options.by}"])
+        self.kills += 1
+        self.complaints += self._relay.complaints()
+
+    def drain(self) -> dict[str, Any]:
+        """Starts the relay once more and takes all that is left; the counts in the end."""
+        counts: dict[str, Any] = self._worker.ask("drain", timeout=_DRAIN_TIME, **self.start())
+        self._relay.end()
+        self.complaints += self._relay.complaints()
+        return counts
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    allow_many_files()
+    cores = Cores(not options.no_pin)
+    settings = {("queues", "quota"): str(options.quota)}
+    with ExitStack() as stack:
+        say(f"an smpd with the {options.store} store; {cores}")
+        relay = stack.enter_context(
+            Installation(cores, store=options.store, parent=options.directory, settings=settings)
+        )
+        workers = stack.enter_context(Workers("bench.crash_worker", 1, cores.generators))
+        rounds = _Rounds(relay, workers.workers[0], options)
+        end = time.monotonic() + options.seconds
+        while rounds.kills < options.kills and time.monotonic() < end:
+            counts = rounds.one()
+            if rounds.kills % _SAY_EACH == 0:
+                say(
+                    f"{rounds.kills} kills; {counts['messages_answered_ok']} messages answered OK, "
+                    f"{counts['lost']} lost, {len(counts['faults'])} faults"
+                )
+        say("taking what is left")
+        counts = rounds.drain()
+    result = _result(rounds, counts, options, cores)
+    _report(result, options)
+    return finish(bool(result["lost"] or result["faults"]))
+
+
+def _result(
+    rounds: _Rounds, counts: dict[str, Any], options: argparse.Namespace, cores: Cores
+) -> dict[str, Any]:
+    faults = [*counts.pop("faults"), *rounds.complaints[:_COMPLAINTS_TOLD]]
+    starts = rounds.start_seconds
+    return {
+        "benchmark": "crash",
+        "store": options.store,
+        "kills": rounds.kills,
+        "early_kills": rounds.early_kills,
+        **counts,
+        "errors_logged": len(rounds.complaints),
+        "messages_per_second": round(counts["messages_answered_ok"] / rounds.load_seconds, 1)
+        if rounds.load_seconds
+        else None,
+        "start_seconds_median": round(statistics.median(starts), 2),
+        "start_seconds_longest": round(max(starts), 2),
+        "settings": {name: getattr(options, name) for name in ("by", "queues", "quota", "load")}
+        | {"cores": str(cores)},
+        "faults": faults,
+    }
+
+
+def _report(result: dict[str, Any], options: argparse.Namespace) -> None:
+    print()
+    for name, value in result.items():
+        if name not in ("benchmark", "settings", "faults"):
+            print(f"{name.replace('_', ' '):42} {value}")
+    for fault in result["faults"]:
+        print(f"FAULT: {fault}")
+    if options.json:
+        print(json.dumps(result))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

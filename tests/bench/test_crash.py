@@ -1,0 +1,40 @@
+"""The crash benchmark against real relays, and above all: that it finds losses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.crash", "--quick", "--json", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return done.returncode, result
+
+
+def test_what_a_store_in_memory_loses_is_found() -> None:
+    status, result = run("--store", "memory", "--seconds", "5", "--queues", "20")
+    assert status == 1
+    assert result["kills"] >= 2
+    assert result["acknowledged"] > 0
+    assert result["lost"] > 0
+    assert result["queues_lost"] > 0
+    assert result["faults"]
