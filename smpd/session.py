@@ -401,6 +401,8 @@ class SessionFactory:
     def close_all(self, seconds: float) -> Deferred[None]:
         """Closes all connections in order, and after `seconds` those that are left at once."""
         closed: Deferred[None] = Deferred()
+        if self.relay.store.failure is not None:
+            self._give_up()
         if not self.sessions:
             closed.callback(None)
             return closed

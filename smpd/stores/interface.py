@@ -31,6 +31,10 @@ class StoreError(Exception):
     """The store cannot do it now. Its text goes to clients: it names no queue."""
 
 
+class StoreUnusable(Exception):
+    """A store cannot be opened. Its text is a sentence for the operator, with file and reason."""
+
+
 class Collision(Exception):
     """An id is taken already."""
 
@@ -226,6 +230,10 @@ class Store(ABC):
     @abstractmethod
     def notifier_count(self, service_id: bytes) -> int:
         """How many notifiers are associated with the service."""
+
+    def flush(self) -> None:
+        """Makes what was noted safe now, and waits for that, within bounds."""
+        return
 
     def close(self) -> None:
         """Ends the use of the store; nothing is called after it."""
