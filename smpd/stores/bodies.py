@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from smpd.stores.holes import Punch, hole_puncher
+from smpd.stores.disk import Punch, hole_puncher, sync_directory
 
 ALIGNMENT: Final = 4096
 """Each body starts at a multiple of this, in bytes, so that the place of each can be
@@ -91,7 +91,7 @@ class MessageBodies:
     ) -> None:
         if not self._directory.is_dir():
             self._directory.mkdir(mode=_DIRECTORY)
-            _sync_directory(self._directory.parent)
+            sync_directory(self._directory.parent)
         for number, count in live.items():
             if count and number not in sizes:
                 raise OSError(errno.EIO, "of unknown size", str(self._path(number)))
@@ -201,7 +201,7 @@ class MessageBodies:
             if number != self._current:
                 os.close(self._descriptors.pop(number))
         if self._entered:
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
             self._entered = False
 
     def sizes(self) -> dict[int, int]:
@@ -355,11 +355,3 @@ def _numbers(directory: Path) -> Iterator[int]:
         name = path.name
         if name.isascii() and name.isdigit() and f"{int(name):08d}" == name:
             yield int(name)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

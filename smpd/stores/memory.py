@@ -48,19 +48,24 @@ class MemoryStore(Store):
     def add(self, queue: Queue) -> None:
         link, notifier = queue.link, queue.notifier
         if (
-            queue.recipient_id in self._recipients
-            or queue.sender_id in self._senders
-            or (link is not None and link.link_id in self._links)
-            or (notifier is not None and notifier.notifier_id in self._notifiers)
+            self.by_recipient(queue.recipient_id) is not None
+            or self.by_sender(queue.sender_id) is not None
+            or (link is not None and self.by_link(link.link_id) is not None)
+            or (notifier is not None and self.by_notifier(notifier.notifier_id) is not None)
         ):
             raise Collision
+        self._enter(queue)
+        if notifier is not None:
+            self._count_association(notifier.service_id, 1)
+
+    def _enter(self, queue: Queue) -> None:
+        """Lets a queue be found by its ids."""
         self._recipients[queue.recipient_id] = queue
         self._senders[queue.sender_id] = queue
-        if link is not None:
-            self._links[link.link_id] = queue
-        if notifier is not None:
-            self._notifiers[notifier.notifier_id] = queue
-            self._count_association(notifier.service_id, 1)
+        if queue.link is not None:
+            self._links[queue.link.link_id] = queue
+        if queue.notifier is not None:
+            self._notifiers[queue.notifier.notifier_id] = queue
 
     def secure(self, queue: Queue, key: PublicKey) -> None:
         queue.sender_key = key
@@ -69,7 +74,7 @@ class MemoryStore(Store):
         queue.recipient_keys = list(keys)
 
     def set_link(self, queue: Queue, link_id: bytes, data: LinkData) -> None:
-        if self._links.get(link_id, queue) is not queue:
+        if self.by_link(link_id) not in (None, queue):
             raise Collision
         self.delete_link(queue)
         queue.link = Link(link_id, data)
@@ -81,7 +86,7 @@ class MemoryStore(Store):
             queue.link = None
 
     def set_notifier(self, queue: Queue, notifier: Notifier) -> None:
-        if notifier.notifier_id in self._notifiers:
+        if self.by_notifier(notifier.notifier_id) is not None:
             raise Collision
         self.delete_notifier(queue)
         queue.notifier = notifier
@@ -176,6 +181,24 @@ class MemoryStore(Store):
 
     def notifier_count(self, service_id: bytes) -> int:
         return self._associated.get(service_id, 0)
+
+    # -- all of it
+
+    def queues(self) -> Iterator[Queue]:
+        """All queues."""
+        return iter(self._recipients.values())
+
+    def services(self) -> Iterator[Service]:
+        """All services."""
+        return iter(self._services.values())
+
+    def notifications(self) -> Iterator[tuple[bytes, Sequence[Notification]]]:
+        """The notifications that wait, by notifier."""
+        return iter(self._notifications.items())
+
+    def take_over(self, other: MemoryStore) -> None:
+        """Has what `other` had, and nothing else; `other` is not to be used after it."""
+        self.__dict__.update(other.__dict__)
 
     def _count_association(self, service_id: bytes | None, change: int) -> None:
         if service_id is not None:

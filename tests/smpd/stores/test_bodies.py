@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from smpd.stores.bodies import ALIGNMENT, MessageBodies, Place
-from smpd.stores.holes import hole_puncher
+from smpd.stores.disk import hole_puncher
 
 LARGEST = 64 << 20
 SIZES = st.one_of(

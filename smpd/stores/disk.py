@@ -1,7 +1,4 @@
-"""Giving the place of a part of a file back to the file system.
-
-Python offers `posix_fallocate` only, which does the opposite.
-"""
+"""What Python has no call for: holes in files, and syncing a directory."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 Punch = Callable[[int, int, int], None]
@@ -19,8 +17,21 @@ _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
 
 
+def sync_directory(path: Path) -> None:
+    """Makes it safe that files were made in a directory, renamed or removed. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def hole_puncher() -> Punch:
-    """What makes holes here. It raises `OSError` with EOPNOTSUPP or ENOSYS where none can be."""
+    """What gives parts of files back to the file system here.
+
+    It raises `OSError`, with EOPNOTSUPP or ENOSYS where it cannot be done. (Python's own
+    `posix_fallocate` does the opposite.)
+    """
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         # The plain name has 32-bit offsets on 32-bit machines.
