@@ -60,9 +60,10 @@ class MessageBodies:
         """Opens the files, cuts off what was not committed, removes what is not named.
 
         `sizes` are the committed sizes of the files by their numbers. `live` counts the
-        bodies of each that are still wanted; `noted` are the places of others, with
-        which `wipe` will be called. `punch` makes holes in another way than usual.
-        Raises `OSError`, also when a file with wanted bodies is missing or too short.
+        bodies of each that are not wiped yet; `noted` are the places of those among them
+        that are to be wiped, with which `wipe` has to be called. A file that has no others
+        may be gone. `punch` makes holes in another way than usual. Raises `OSError`,
+        also when a file is missing or too short of which bodies are wanted.
         """
         self._directory = directory
         self._largest = largest_file
@@ -82,47 +83,44 @@ class MessageBodies:
         self._before: dict[int, int | None] = {}
         self._appended: Counter[int] = Counter()
         self._kept_current: int | None = None
-        self._open(sizes, live, Counter(place.file for place in set(noted)))
+        self._open(sizes, Counter(live), Counter(place.file for place in set(noted)))
 
     # -- starting
 
-    def _open(
-        self, sizes: Mapping[int, int], live: Mapping[int, int], noted: Mapping[int, int]
-    ) -> None:
+    def _open(self, sizes: Mapping[int, int], live: Counter[int], noted: Counter[int]) -> None:
         if not self._directory.is_dir():
             self._directory.mkdir(mode=_DIRECTORY)
             sync_directory(self._directory.parent)
-        for number, count in live.items():
-            if count and number not in sizes:
+        wanted = live - noted
+        for number in wanted:
+            if number not in sizes:
                 raise OSError(errno.EIO, "of unknown size", str(self._path(number)))
         for number, size in sizes.items():
-            self._take(number, size, live.get(number, 0))
+            self._take(number, size, wanted=wanted[number] > 0)
         for number in _numbers(self._directory):
             if number not in self._sizes:
                 self._path(number).unlink()
-        for number in self._sizes:
-            self._live[number] += noted.get(number, 0)
+        self._live.update({number: live[number] for number in self._sizes})
         if self._last in self._sizes:
             self._current = self._kept_current = self._last
 
-    def _take(self, number: int, size: int, live: int) -> None:
+    def _take(self, number: int, size: int, *, wanted: bool) -> None:
         """Takes up a file that was committed; one without bodies goes unless it is the last."""
         path = self._path(number)
         try:
             there = path.stat().st_size
         except FileNotFoundError:
-            if live:
+            if wanted:
                 raise
             there = -1
-        if live and there < size:
+        if wanted and there < size:
             raise OSError(errno.EIO, "shorter than it was", str(path))
-        if not live and (there < size or number != self._last):
+        if not wanted and (there < size or number != self._last):
             self._gone.append(number)
             return
         if there > size:
             os.truncate(path, size)
         self._sizes[number] = size
-        self._live[number] = live
 
     # -- writing
 

@@ -524,7 +524,7 @@ def test_what_is_noted_is_wiped_after_a_crash(directory: Path) -> None:
     places = committed(bodies, bodies_of([9] * 6))
     sizes = dict.fromkeys((1, 2, 3), 2 * ALIGNMENT)
     noted, kept = [places[0], places[2], places[3]], [places[1], places[4], places[5]]
-    live = Counter(place.file for place in kept)
+    live = Counter(place.file for place in places)
     bodies.close()
     for _ in range(2):
         again = MessageBodies(directory, sizes, live, 2 * ALIGNMENT, noted=noted)
@@ -738,7 +738,7 @@ class Files(RuleBasedStateMachine):
             self.bodies.undo()
             self.bodies.wipe(self.to_wipe)
         self.bodies.close()
-        live = Counter(place.file for place in self.kept)
+        live = Counter(place.file for place in (*self.kept, *self.to_wipe))
         self.bodies = MessageBodies(
             self.directory, self.sizes, live, 6 * ALIGNMENT, noted=self.to_wipe
         )
