@@ -1,4 +1,4 @@
-"""A generator of messages: the process that `bench.relay` starts, once or more."""
+"""A generator of messages: the process that other benchmarks start, once or more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.messages import Pair, Queue, Tally, delete_queues, make_queues
+from bench.messages import Pair, Queue, Sender, Tally, delete_queues, make_queues
 from bench.percentiles import Durations
 from bench.workers import Handler, obey
 from txsimplex import fast_reactor, openssl
@@ -42,7 +42,7 @@ class MessageWorker:
 
     def __init__(self) -> None:
         self._tally = Tally()
-        self._pairs: list[Pair] = []
+        self._pairs: list[Sender] = []
         self._queues: list[tuple[Session, list[Queue]]] = []
         self._sessions: list[Session] = []
         self._pace = 0.0
@@ -57,9 +57,14 @@ class MessageWorker:
         version: int,
         groups: str,
         queues: Sequence[int],
+        verify: int,
+        taken: bool = True,
         **options: int,
     ) -> None:
-        """Makes a pair of connections for each number in `queues`, with so many queues."""
+        """Makes a pair of connections for each number in `queues`, with so many queues.
+
+        With `taken` false nobody subscribes to these, and messages stay in them.
+        """
         self._tally = Tally()
         server = ServerAddress.parse(address)
         password = None if server.password is None else server.password.encode()
@@ -79,11 +84,19 @@ class MessageWorker:
         async def pair(count: int) -> None:
             sender, recipient = await connected(), await connected()
             made = await make_queues(
-                SMPClient(recipient, clock=reactor), count, password, os.urandom
+                SMPClient(recipient, clock=reactor),
+                count,
+                password,
+                os.urandom,
+                subscribe=taken,
             )
             self._sessions += [sender, recipient]
             self._queues.append((recipient, made))
-            self._pairs.append(Pair(sender, recipient, made, self._tally, **options))
+            if taken:
+                both = Pair(sender, recipient, made, self._tally, verify=verify, **options)
+                self._pairs.append(both)
+            else:
+                self._pairs.append(Sender(sender, made, self._tally, **options))
 
         semaphore = DeferredSemaphore(_AT_ONCE)
         made = [
@@ -126,11 +139,13 @@ class MessageWorker:
             "messages": tally.messages,
             "late": tally.late,
             "latency": tally.latency.as_pairs(),
+            "ok_latency": tally.ok_latency.as_pairs(),
             "faults": tally.faults,
             "cpu_seconds": time.process_time(),
         }
         tally.messages = tally.late = 0
         tally.latency = Durations()
+        tally.ok_latency = Durations()
         return result
 
     async def drain(self) -> dict[str, Any]:

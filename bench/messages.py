@@ -34,6 +34,9 @@ class Tally:
         self.messages = 0
         self.late = 0
         self.latency = Durations()
+        """From SEND to MSG."""
+        self.ok_latency = Durations()
+        """From SEND to OK."""
         self.faults: list[str] = []
 
     def fault(self, text: str) -> None:
@@ -73,7 +76,7 @@ class Connection:
         self._take = take
         self._corr_id_head = os.urandom(16)
         self._commands = 0
-        self.pending: dict[bytes, Queue] = {}
+        self.pending: dict[bytes, tuple[Queue, float]] = {}
         session.blocks.deliver_to(self._received)
         session.blocks.when_lost(lambda _: tally.fault("a connection was lost"))
 
@@ -83,7 +86,7 @@ class Connection:
         """A command, whose answer `answered` then gives back to `queue`."""
         self._commands += 1
         corr_id = self._corr_id_head + self._commands.to_bytes(8, "big")
-        self.pending[corr_id] = queue
+        self.pending[corr_id] = queue, perf_counter()
         return self.session.signer.transmission(corr_id, entity_id, command, key)
 
     def send(self, transmissions: Sequence[bytes]) -> None:
@@ -93,15 +96,17 @@ class Connection:
                 raise ValueError("a message that fits into no block")
             self.session.send(content)
 
-    def answered(self, received: Received, entity_id: Callable[[Queue], bytes]) -> Queue | None:
-        """The queue whose command this answers; anything else is a fault."""
-        queue = self.pending.pop(received.corr_id, None)
-        if queue is None:
+    def answered(
+        self, received: Received, entity_id: Callable[[Queue], bytes]
+    ) -> tuple[Queue, float] | None:
+        """The queue whose command this answers, and when that was made; else it is a fault."""
+        asked = self.pending.pop(received.corr_id, None)
+        if asked is None:
             self._tally.fault(f"not an answer to any command: {received.message}")
-        elif received.entity_id != entity_id(queue):
+        elif received.entity_id != entity_id(asked[0]):
             self._tally.fault("an answer about another queue")
         else:
-            return queue
+            return asked
         return None
 
     def _received(self, block: bytes) -> None:
@@ -114,49 +119,38 @@ class Connection:
             self._take(received)
 
 
-class Pair:
-    """A sender and a recipient with their queues.
+class Sender:
+    """A sender and its queues, whose messages nobody takes.
 
-    At most `window` groups of `batch` messages are under way: from their SEND until
-    their ACK is answered. The messages of a group go to queues in turn, and as many
-    acknowledgements share a block. The body of every message has `size` bytes and
-    that of one in `verify` is decrypted and compared.
+    At most `window` groups of `batch` messages are under way, from their SEND until it
+    is answered. The messages of a group go to queues in turn. The body of every message
+    has `size` bytes.
     """
 
     def __init__(
         self,
         sender: Session,
-        recipient: Session,
         queues: Sequence[Queue],
         tally: Tally,
         *,
         window: int,
         batch: int,
         size: int,
-        verify: int,
     ) -> None:
         self._sender = Connection(sender, tally, self._at_sender)
-        self._recipient = Connection(recipient, tally, self._at_recipient)
         self._queues = deque(queues)
-        self._by_id = {queue.recipient_id: queue for queue in queues}
         self._tally = tally
         self._batch = batch
-        self._verify = verify
         self._filling = os.urandom(max(0, size - _NUMBER_SIZE))
         self._size = size
         self._free = window * batch
         self._number = 0
-        self._confirming: list[tuple[Queue, bytes]] = []
         self.running = False
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not (
-            self._sender.pending
-            or self._recipient.pending
-            or any(queue.sent for queue in self._queues)
-        )
+        return not self._sender.pending
 
     def start(self) -> None:
         """Sends, and again whenever there is room in the window, until `running` is false."""
@@ -180,19 +174,79 @@ class Pair:
                 self._sender.transmission(queue, queue.sender_id, command, queue.sender_key)
             )
             group.append((queue, self._number))
-        now = perf_counter()
-        for queue, number in group:
-            queue.sent.append((number, now))
+        self._sent(group)
         self._sender.send(transmissions)
         return True
+
+    def _sent(self, group: Sequence[tuple[Queue, int]]) -> None:
+        """The messages with these numbers are about to be sent."""
 
     def _body(self, number: int) -> bytes:
         return (number.to_bytes(_NUMBER_SIZE, "big") + self._filling)[: self._size]
 
     def _at_sender(self, received: Received) -> None:
-        queue = self._sender.answered(received, lambda queue: queue.sender_id)
-        if queue is not None and not isinstance(received.message, Ok):
+        asked = self._sender.answered(received, lambda queue: queue.sender_id)
+        if asked is None:
+            return
+        if not isinstance(received.message, Ok):
             self._tally.fault(f"SEND was answered by {received.message}")
+        self._tally.ok_latency.add(perf_counter() - asked[1])
+        self._accepted()
+
+    def _accepted(self) -> None:
+        """A SEND was answered."""
+        self._done()
+
+    def _done(self) -> None:
+        """A message is no longer under way."""
+        self._tally.messages += 1
+        self._free += 1
+        if self.running:
+            self.send_group()
+
+
+class Pair(Sender):
+    """A sender and a recipient with their queues.
+
+    As `Sender`, but messages are under way until their ACK is answered, and as many
+    acknowledgements share a block. The body of one message in `verify` is decrypted
+    and compared.
+    """
+
+    def __init__(
+        self,
+        sender: Session,
+        recipient: Session,
+        queues: Sequence[Queue],
+        tally: Tally,
+        *,
+        window: int,
+        batch: int,
+        size: int,
+        verify: int,
+    ) -> None:
+        super().__init__(sender, queues, tally, window=window, batch=batch, size=size)
+        self._recipient = Connection(recipient, tally, self._at_recipient)
+        self._by_id = {queue.recipient_id: queue for queue in queues}
+        self._verify = verify
+        self._confirming: list[tuple[Queue, bytes]] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return (
+            super().idle
+            and not self._recipient.pending
+            and not any(queue.sent for queue in self._queues)
+        )
+
+    def _sent(self, group: Sequence[tuple[Queue, int]]) -> None:
+        now = perf_counter()
+        for queue, number in group:
+            queue.sent.append((number, now))
+
+    def _accepted(self) -> None:
+        return
 
     def _at_recipient(self, received: Received) -> None:
         message = received.message
@@ -202,17 +256,13 @@ class Pair:
             else:
                 self._tally.fault(f"an event that is not a message: {message}")
             return
-        queue = self._recipient.answered(received, lambda queue: queue.recipient_id)
-        if queue is None:
+        if self._recipient.answered(received, lambda queue: queue.recipient_id) is None:
             return
         if isinstance(message, Msg):
             self._message(received.entity_id, message)
         elif not isinstance(message, Ok):
             self._tally.fault(f"ACK was answered by {message}")
-        self._tally.messages += 1
-        self._free += 1
-        if self.running:
-            self.send_group()
+        self._done()
 
     def _message(self, recipient_id: bytes, message: Msg) -> None:
         queue = self._by_id.get(recipient_id)
@@ -249,7 +299,12 @@ class Pair:
 
 
 async def make_queues(
-    recipient: SMPClient, count: int, password: bytes | None, random: Callable[[int], bytes]
+    recipient: SMPClient,
+    count: int,
+    password: bytes | None,
+    random: Callable[[int], bytes],
+    *,
+    subscribe: bool = True,
 ) -> list[Queue]:
     """Makes queues as apps have them: recipient's key of Ed25519, secured by one of X25519."""
     queues = []
@@ -257,7 +312,7 @@ async def make_queues(
         key = PrivateKey.generate(Algorithm.ED25519, random)
         sender_key = PrivateKey.generate(Algorithm.X25519, random)
         dh_key = PrivateKey.generate(Algorithm.X25519, random)
-        created = await recipient.create_queue(key, dh_key, password=password)
+        created = await recipient.create_queue(key, dh_key, password=password, subscribe=subscribe)
         await recipient.secure(created.recipient_id, key, sender_key.public)
         queues.append(Queue(created.recipient_id, created.sender_id, key, sender_key, created.box))
     return queues

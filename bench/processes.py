@@ -42,6 +42,19 @@ def resident_kib(pid: int) -> int:
     raise ValueError("the kernel does not say what is resident")
 
 
+def written_bytes(pid: int) -> int:
+    """How many bytes the process has had written to disks, in whole pages of memory.
+
+    What is written again after it was synced counts again; the file system's own
+    journal does not.
+    """
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "write_bytes":
+            return int(value)
+    raise ValueError("the kernel does not say what is written")
+
+
 def open_files(pid: int) -> int:
     """How many file descriptors the process has open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

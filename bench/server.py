@@ -23,6 +23,7 @@ from bench.processes import (
     python,
     resident_kib,
     waited_seconds,
+    written_bytes,
 )
 from smpd.ini import filled_in
 from txsimplex.addresses import DEFAULT_SMP_PORT, Scheme, ServerAddress
@@ -70,6 +71,10 @@ class Server:
     def resident_kib(self) -> int:
         """Resident memory in KiB."""
         return sum(map(resident_kib, self.pids))
+
+    def written_bytes(self) -> int:
+        """How many bytes it has had written to disks so far."""
+        return sum(map(written_bytes, self.pids))
 
     def open_files(self) -> int:
         """How many file descriptors are open."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.messages import Pair, Queue, Tally
+from bench.messages import Pair, Queue, Sender, Tally
 from txsimplex.boxes import BoxKey
 from txsimplex.client.signing import Signer
 from txsimplex.encoding import short
@@ -116,7 +116,30 @@ def test_one_message_after_the_other() -> None:
     bench.deliver(send)
     bench.recipient.answer(bench.recipient.commands()[0], Ok())
     assert bench.pair.idle
-    assert len(bench.tally.latency) == 4
+    assert len(bench.tally.latency) == len(bench.tally.ok_latency) == 4
+
+
+def test_messages_that_nobody_takes() -> None:
+    bench = Bench(queues=2)
+    session: Any = Session()
+    sender = Sender(session, bench.queues, bench.tally, window=2, batch=1, size=100)
+    sender.start()
+    sends = session.commands()
+    assert [send.entity_id for send in sends] == [b"sender0", b"sender1"]
+    session.answer(sends[0], Ok())
+    (third,) = session.commands()
+    assert (third.entity_id, bench.tally.messages, len(bench.tally.ok_latency)) == (
+        b"sender0",
+        1,
+        1,
+    )
+    sender.running = False
+    for send in (sends[1], third):
+        assert not sender.idle
+        session.answer(send, Ok())
+    assert session.commands() == []
+    assert sender.idle
+    assert (bench.tally.messages, bench.tally.faults) == (3, [])
 
 
 def test_groups_of_messages_share_blocks() -> None:
