@@ -128,6 +128,8 @@ class Queue:
     """The day of the last use, in seconds since 1970."""
     service_id: bytes | None = field(default=None, repr=False)
     messages: Messages = field(default_factory=Messages, repr=False)
+    number: int = field(default=0, repr=False)
+    """What a store on disk knows it by; 0 before it is in one."""
     _box: BoxKey | None = field(default=None, repr=False)
 
     @property
