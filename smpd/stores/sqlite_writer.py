@@ -72,7 +72,12 @@ _LINK: Final = _insert("link", LINK_COLUMNS, "queue")
 _MESSAGE: Final = _insert("message", MESSAGE_COLUMNS, "queue, number")
 _NOTIFICATION: Final = _insert("notification", NOTIFICATION_COLUMNS, "number")
 _SERVICE: Final = _insert("service", SERVICE_COLUMNS, "service_id")
-_REMOVED: Final = ("DELETE FROM message WHERE (queue, number) IN (VALUES ", "(?, ?)", ")")
+# Without the inner SELECT it would be a scan of the table.
+_REMOVED: Final = (
+    "DELETE FROM message WHERE (queue, number) IN (SELECT column1, column2 FROM (VALUES ",
+    "(?, ?)",
+    "))",
+)
 _DELETED: Final = ("DELETE FROM queue WHERE number IN (", "?", ")")
 _UNLINKED: Final = ("DELETE FROM link WHERE queue IN (", "?", ")")
 _ITS_MESSAGES: Final = ("DELETE FROM message WHERE queue IN (", "?", ")")
