@@ -117,8 +117,8 @@ def _read_path(text: str) -> Path:
     return Path(text)
 
 
-def _path() -> Kind[Path]:
-    return Kind(_read_path, "the path of a file, from the configuration's own directory")
+def _path(what: str = "a file") -> Kind[Path]:
+    return Kind(_read_path, f"the path of {what}, from the configuration's own directory")
 
 
 def _read_password(text: str) -> bytes:
@@ -205,6 +205,7 @@ class QueueSettings:
     message_ttl: float = setting(_INTERVAL, 1_814_400.0)
     expiry_interval: float = setting(_INTERVAL, 7200.0)
     expire_on_send: bool = setting(on_off(), False)
+    unused_ttl: float | None = setting(optional(seconds(86_400, _LONGEST)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,9 +252,20 @@ class ProxySettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """`[store]`: where queues and messages are kept."""
+    """`[store]`: where queues and messages are kept; times in seconds.
 
-    kind: str = setting(one_of("memory"), "memory")
+    `path` is the directory of the SQLite store, `commit_interval` how long it gathers
+    changes for one commit, `cached_queues` how many queues it keeps in memory. Answers wait
+    `answer_timeout` for a store that fails. `snapshot` is the file in which the memory
+    store survives a stop.
+    """
+
+    kind: str = setting(one_of("sqlite", "memory"), "sqlite")
+    path: Path = setting(_path("a directory"), Path("store"))  # noqa: RUF009
+    commit_interval: float = setting(seconds(0.001, 1), 0.005)
+    cached_queues: int = setting(whole_number(100, 100_000_000), 20_000)
+    answer_timeout: float = setting(_INTERVAL, 5.0)
+    snapshot: Path | None = setting(optional(_path()), None)  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,10 +310,17 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     server = settings.server
     _check_versions(document, settings.protocol)
     _check_files(document, server)
+    _check_store(document, settings.store)
     if document.faults:
         raise ConfigurationError(sorted(document.faults, key=lambda fault: fault.line or 0))
     paths = {name: directory / getattr(server, name) for name in _FILES}
-    return replace(settings, server=replace(server, **paths))
+    store = settings.store
+    snapshot = None if store.snapshot is None else directory / store.snapshot
+    return replace(
+        settings,
+        server=replace(server, **paths),
+        store=replace(store, path=directory / store.path, snapshot=snapshot),
+    )
 
 
 def load(path: Path) -> Settings:
@@ -325,6 +344,17 @@ def _check_versions(document: Document, protocol: ProtocolSettings) -> None:
             f'"{protocol.maximum_version}"',
             f"at least the minimum_version, {protocol.minimum_version}",
             "minimum_version",
+        )
+
+
+def _check_store(document: Document, store: StoreSettings) -> None:
+    if store.snapshot is not None and store.kind != "memory":
+        document.refuse(
+            "store",
+            "snapshot",
+            quoted(str(store.snapshot)),
+            "nothing, unless kind is memory: other stores are on disk already",
+            "kind",
         )
 
 

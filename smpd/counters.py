@@ -16,6 +16,8 @@ class Counters:
     queues_deleted_secured: int = 0
     queues_deleted_batches: int = 0
     queues_blocked: int = 0
+    queues_expired: int = 0
+    """Queues removed since nobody used them."""
     subscriptions: int = 0
     """Subscriptions that delivered a message."""
     subscriptions_auth: int = 0

@@ -191,6 +191,28 @@ class Relay:
             self.counters.messages_expired += expired
             yield
 
+    def expire_queues(self, step: int) -> Iterator[None]:
+        """Removes queues that nobody has used for long, `step` at a time.
+
+        The reference keeps queues for ever, and so does this relay if not told otherwise.
+        One that has a subscriber is in use, however long ago its last command was.
+        """
+        ttl = self.rules.unused_ttl
+        if ttl is None:
+            return
+        for queues in self.store.unused(day_of(self._clock() - ttl), step):
+            for queue in queues:
+                if self.subscriptions.subscriber(queue) is None:
+                    self._expire(queue)
+            yield
+
+    def _expire(self, queue: Queue) -> None:
+        notifier = queue.notifier
+        self.store.delete(queue)
+        self.subscriptions.delete(queue, None)
+        self.notifications.deleted(notifier)
+        self.counters.queues_expired += 1
+
     def expire_notifications(self) -> None:
         """Removes notifications older than they may be (§7.1)."""
         before = self.rules.notifications_kept_since(self._clock())

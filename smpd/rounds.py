@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from twisted.application.service import Service
@@ -53,7 +54,7 @@ class Rounds(Service):
         rounds: list[tuple[float, Callable[[], Any]]] = [
             (intervals.events, relay.send_events),
             (intervals.notifications, relay.send_notifications),
-            (intervals.message_expiry, self._expire_messages),
+            (intervals.message_expiry, self._expire_queues),
             (intervals.notification_expiry, relay.expire_notifications),
         ]
         ttl = intervals.inactive_ttl
@@ -93,9 +94,12 @@ class Rounds(Service):
         if not failure.check(SchedulerStopped):
             self.log.failure("a round of the relay failed", failure=failure)
 
-    def _expire_messages(self) -> Deferred[Any] | None:
-        """Goes over all queues, a few between other work."""
+    def _expire_queues(self) -> Deferred[Any] | None:
+        """Goes over all queues and their messages, a few between other work."""
         if self._cooperator is None:
             return None
-        steps: Iterator[None] = self._relay.expire_messages(_QUEUES_PER_STEP)
+        steps: Iterator[None] = chain(
+            self._relay.expire_messages(_QUEUES_PER_STEP),
+            self._relay.expire_queues(_QUEUES_PER_STEP),
+        )
         return self._cooperator.coiterate(steps)

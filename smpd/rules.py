@@ -19,6 +19,7 @@ class Rules:
     message_ttl: float = 21 * 86400
     expire_on_send: bool = False
     notification_ttl: float = 86400
+    unused_ttl: float | None = None
 
     def messages_kept_since(self, now: float) -> int:
         """The second since 1970 whose messages, and all later ones, are kept at `now`."""

@@ -18,22 +18,28 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
+from OpenSSL import SSL
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from smpd.config import DEFAULT_PATH, Settings, load
+from smpd.config import DEFAULT_PATH, Settings, StoreSettings, load
 from smpd.credentials import CredentialsError, read_identity
 from smpd.ini import ConfigurationError
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
-from smpd.session import SessionFactory, SessionLimits
+from smpd.session import Session, SessionFactory, SessionLimits
+from smpd.stopping import Stopping
+from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
+from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
+from smpd.stores.sqlite import open_sqlite
 from txsimplex import fast_reactor
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.certificates import ServerIdentity
@@ -85,18 +91,57 @@ def makeService(options: Options) -> IService:
         raise SystemExit(str(error)) from None
 
 
+class Entrance:
+    """Stands at the ports, which are opened while privileges last, for the sessions to come."""
+
+    def __init__(self) -> None:
+        self.sessions: SessionFactory | None = None
+
+    @property
+    def context(self) -> SSL.Context:
+        """The TLS context of the next connection."""
+        assert self.sessions is not None
+        return self.sessions.context
+
+    def buildReceiver(self, address: IAddress) -> Session | None:
+        """A session for a connection that was just accepted."""
+        return None if self.sessions is None else self.sessions.buildReceiver(address)
+
+
 class RelayService(MultiService):
     """The relay with its listeners and rounds, from its settings.
 
-    Raises `CredentialsError` when there are no usable certificates.
+    The store is opened when the service starts: then the process has gone into the
+    background, where its threads must be, and has its user, whose the files must be. Raises
+    `CredentialsError` when there are no usable certificates.
     """
+
+    log = Logger()
 
     def __init__(self, settings: Settings, reactor: Any = None) -> None:
         super().__init__()
         if reactor is None:
             from twisted.internet import reactor
-        identity = load_identity(settings)
-        self.relay = Relay(MemoryStore(), rules(settings), time.time, os.urandom)
+        self._settings = settings
+        self._reactor = reactor
+        self._identity = load_identity(settings)
+        self._store: Store | None = None
+        self._entrance = Entrance()
+        self.listener = Listener(settings, self._entrance, reactor)
+        self.listener.setServiceParent(self)
+
+    def startService(self) -> None:
+        """Opens the store and lets everything begin, or ends the process with the reason."""
+        try:
+            self._store = open_store(self._settings.store, self._reactor)
+        except StoreUnusable as error:
+            raise SystemExit(str(error)) from None
+        self._assemble(self._store)
+        super().startService()
+
+    def _assemble(self, store: Store) -> None:
+        settings, identity, reactor = self._settings, self._identity, self._reactor
+        self.relay = Relay(store, rules(settings), time.time, os.urandom)
         self.sessions = SessionFactory(
             self.relay,
             shown(identity),
@@ -105,11 +150,28 @@ class RelayService(MultiService):
             reactor,
             os.urandom,
         )
-        self.listener = Listener(settings, self.sessions, reactor)
-        self.listener.setServiceParent(self)
+        self._entrance.sessions = self.sessions
         Rounds(self.relay, self.sessions, intervals(settings), reactor).setServiceParent(self)
         self.reload = Reload(settings, self.sessions)
         self.reload.setServiceParent(self)
+        Stopping(reactor).setServiceParent(self)
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stops in order: nothing new comes in, what was noted is made safe, all is closed."""
+        yield super().stopService()
+        store, self._store = self._store, None
+        if store is None:
+            return
+        store.close()
+        path = self._settings.store.snapshot
+        if path is not None and isinstance(store, MemoryStore):
+            try:
+                yield deferToThreadPool(
+                    self._reactor, self._reactor.getThreadPool(), save, store, path
+                )
+            except SnapshotError as error:
+                self.log.critical("what is in the store is lost: {error}", error=str(error))
 
 
 class Listener(Service):
@@ -117,9 +179,9 @@ class Listener(Service):
 
     log = Logger()
 
-    def __init__(self, settings: Settings, sessions: SessionFactory, reactor: Any) -> None:
+    def __init__(self, settings: Settings, entrance: Entrance, reactor: Any) -> None:
         self._settings = settings
-        self._sessions = sessions
+        self._entrance = entrance
         self._reactor = reactor
         self.ports: list[IListeningPort] = []
         self._started = False
@@ -152,15 +214,15 @@ class Listener(Service):
         """Listens; on a port of all interfaces by IPv6 and IPv4 where there is both (§4.4)."""
         everywhere = _EVERYWHERE.fullmatch(description)
         if everywhere is None:
-            return listen(self._reactor, description, self._sessions, limits=limits)
+            return listen(self._reactor, description, self._entrance, limits=limits)
 
         def without_ipv6(failure: Failure) -> Deferred[IListeningPort]:
             error = failure.value
             if not isinstance(error, CannotListenError) or error.socketError.errno not in _NO_IPV6:
                 failure.raiseException()
-            return listen(self._reactor, description, self._sessions, limits=limits)
+            return listen(self._reactor, description, self._entrance, limits=limits)
 
-        both = listen(self._reactor, f"tcp6:{everywhere[1]}", self._sessions, limits=limits)
+        both = listen(self._reactor, f"tcp6:{everywhere[1]}", self._entrance, limits=limits)
         return both.addErrback(without_ipv6)
 
     def _refused(self, failure: Failure, description: str, refused: list[str]) -> None:
@@ -177,7 +239,10 @@ class Listener(Service):
         self._reactor.callLater(0, self._announce)
 
     def _announce(self) -> None:
-        address = self._settings.address(self._sessions.identity.key_hash)
+        sessions = self._entrance.sessions
+        if sessions is None:
+            return
+        address = self._settings.address(sessions.identity.key_hash)
         if address is None:
             self.log.warn(  # noqa: G010 (the name Twisted gives it)
                 "the configuration sets no hosts, so the relay has no address to give"
@@ -188,11 +253,15 @@ class Listener(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Stops listening and closes the connections, in bounded time."""
+        """Stops listening, answers what is under way, closes the connections; in bounded time."""
         yield maybeDeferred(super().stopService)
         ports, self.ports = self.ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        yield self._sessions.close_all(_CLOSE_TIME)
+        sessions = self._entrance.sessions
+        if sessions is not None:
+            # What waits for it is answered before the connections are closed.
+            sessions.relay.store.flush()
+            yield sessions.close_all(_CLOSE_TIME)
 
 
 class Reload(Service):
@@ -266,6 +335,22 @@ def context(settings: Settings, identity: ServerIdentity) -> Any:
     )
 
 
+def open_store(settings: StoreSettings, reactor: Any) -> Store:
+    """The store that the configuration names. Raises `StoreUnusable`."""
+    if settings.kind == "memory":
+        store = MemoryStore()
+        if settings.snapshot is not None and load_snapshot(settings.snapshot, store):
+            discard(settings.snapshot)
+        return store
+    return open_sqlite(
+        settings.path,
+        call_later=reactor.callLater,
+        call_from_thread=reactor.callFromThread,
+        commit_interval=settings.commit_interval,
+        cached_queues=settings.cached_queues,
+    )
+
+
 def rules(settings: Settings) -> Rules:
     """What the configuration says about queues and messages."""
     queues = settings.queues
@@ -276,6 +361,7 @@ def rules(settings: Settings) -> Rules:
         message_ttl=queues.message_ttl,
         expire_on_send=queues.expire_on_send,
         notification_ttl=settings.notifications.ttl,
+        unused_ttl=queues.unused_ttl,
     )
 
 
@@ -285,6 +371,7 @@ def session_limits(settings: Settings) -> SessionLimits:
     return SessionLimits(
         handshake_time=protocol.handshake_timeout,
         send_queue=settings.delivery.send_queue,
+        store_time=settings.store.answer_timeout,
         versions=VersionRange(protocol.minimum_version, protocol.maximum_version),
     )
 

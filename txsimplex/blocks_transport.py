@@ -106,12 +106,11 @@ class BlockReceiver(Protocol):
 
 
 class BlockReceiverFactory(Protocol):
-    """What a listening port needs from its user.
+    """What a listening port needs from its user."""
 
-    :ivar context: the TLS context for the next connection. Replacing it reloads certificates.
-    """
-
-    context: SSL.Context
+    @property
+    def context(self) -> SSL.Context:
+        """The TLS context for the next connection. Replacing it reloads certificates."""
 
     def buildReceiver(self, address: IAddress) -> BlockReceiver | None:
         """Make the receiver of a connection that has just been accepted, or None to refuse it."""

@@ -196,6 +196,14 @@ class Store(ABC):
         Yields how many messages went. Queues may come and go meanwhile.
         """
 
+    @abstractmethod
+    def unused(self, before: int, step: int) -> Iterator[list[Queue]]:
+        """The queues last used before the day `before` (seconds since 1970).
+
+        Looks at `step` queues each time it is asked to go on. Queues may come and go meanwhile,
+        those that it has given among them.
+        """
+
     # -- notifications
 
     @abstractmethod

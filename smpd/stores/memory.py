@@ -145,6 +145,14 @@ class MemoryStore(Store):
                     expired += queue.messages.expire(before)
             yield expired
 
+    def unused(self, before: int, step: int) -> Iterator[list[Queue]]:
+        ids = list(self._recipients)
+        for start in range(0, len(ids), step):
+            some = (
+                self._recipients.get(recipient_id) for recipient_id in ids[start : start + step]
+            )
+            yield [queue for queue in some if queue is not None and queue.used_on < before]
+
     def add_notification(self, notifier_id: bytes, notification: Notification) -> None:
         self._notifications.setdefault(notifier_id, []).append(notification)
 

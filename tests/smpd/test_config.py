@@ -53,7 +53,9 @@ def test_an_empty_file_gives_the_values_of_the_reference() -> None:
     i = s.inactive_clients
     assert (i.disconnect, i.ttl, i.check_interval) == (True, 21600.0, 3600.0)
     assert s.proxy.enabled is False
-    assert s.store.kind == "memory"
+    assert (s.store.kind, s.store.path, s.store.snapshot) == ("sqlite", HERE / "store", None)
+    assert (s.store.commit_interval, s.store.cached_queues) == (0.005, 20_000)
+    assert s.store.answer_timeout == 5.0
 
 
 def test_every_key_can_be_set() -> None:
@@ -94,6 +96,11 @@ def test_every_key_can_be_set() -> None:
         enabled = off
         [store]
         kind = memory
+        path = /var/lib/smpd
+        commit_interval = 0.001
+        cached_queues = 100
+        answer_timeout = 0.5
+        snapshot = saved
         """
     )
     assert s.server.listen == ("tcp:443:interface=\\:\\:", "unix:/run/smpd.sock:mode=600")
@@ -115,6 +122,16 @@ def test_every_key_can_be_set() -> None:
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (0.1, 10.0, 20.0)
     i = s.inactive_clients
     assert (i.disconnect, i.ttl, i.check_interval) == (False, 1.0, 2.0)
+    assert (s.store.kind, s.store.path) == ("memory", Path("/var/lib/smpd"))
+    assert (s.store.commit_interval, s.store.cached_queues) == (0.001, 100)
+    assert (s.store.answer_timeout, s.store.snapshot) == (0.5, HERE / "saved")
+
+
+def test_a_store_on_disk_has_no_snapshot() -> None:
+    assert fault("[store]\nsnapshot = saved") == (
+        'smpd.ini, line 2: [store] snapshot: found "saved"; allowed: nothing, unless kind is '
+        "memory: other stores are on disk already."
+    )
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -166,7 +183,10 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("server.address_port", "0", "nothing, or a whole number from 1 to 65535"),
         ("server.key", "", "the path of a file, from the configuration's own directory"),
         ("proxy.enabled", "on", "off, since proxying comes with a later version"),
-        ("store.kind", "sqlite", "memory"),
+        ("store.kind", "postgres", "sqlite or memory"),
+        ("store.path", "", "the path of a directory, from the configuration's own directory"),
+        ("store.commit_interval", "0", "seconds from 0.001 to 1, such as 90 or 1.5"),
+        ("store.cached_queues", "99", "a whole number from 100 to 100000000"),
         ("server.listen", "tcp:65536", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "tcp:http", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "tcp:port=x", "a port from 0 to 65535 after tcp:"),
@@ -262,7 +282,8 @@ ignored = 1
         ),
         (
             "smpd.ini, line 9: [queues] qouta: found an unknown key; allowed: new_queues, "
-            "password, quota, message_ttl, expiry_interval, expire_on_send (did you mean quota?)."
+            "password, quota, message_ttl, expiry_interval, expire_on_send, unused_ttl (did you "
+            "mean quota?)."
         ),
         (
             "smpd.ini, line 11: [queues] quota: found the key a second time; allowed: "

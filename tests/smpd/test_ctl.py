@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ class TestInit:
         assert settings.queues.password == "pä%ss".encode()
         defaults = Settings()
         assert settings.protocol == defaults.protocol
-        assert settings.store == defaults.store
+        assert settings.store == replace(defaults.store, path=directory / "store")
 
     def test_the_configuration_keeps_the_documentation(self, relay: Relay) -> None:
         lines = relay.configuration.read_text().split("\n")

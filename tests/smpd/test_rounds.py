@@ -67,6 +67,12 @@ class Calls:
             yield
         self.made.append(("expired", self.clock.seconds()))
 
+    def expire_queues(self, step: int) -> Iterator[None]:
+        """A round of one step, behind that of messages."""
+        assert step > 0
+        self.made.append(("expire_queues", self.clock.seconds()))
+        yield
+
     def times(self, name: str) -> list[float]:
         """When it was called."""
         return [time for called, time in self.made if called == name]
@@ -170,6 +176,7 @@ def test_other_work_is_done_between_steps_of_expiry(clock: Clock, calls: Calls) 
         "expire_messages",
         *["step", "other work"] * 3,
         "expired",
+        "expire_queues",
     ]
     service.stopService()
 

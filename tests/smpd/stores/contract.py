@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from smpd.queues import Link, Message, Notifier, Queue, Status
+from smpd.queues import DAY, Link, Message, Notifier, Queue, Status
 from smpd.stores.interface import Collision, RoleMismatch, Store
 from tests.smpd.people import key
 from tests.smpd.stores.records import (
@@ -431,6 +431,36 @@ class StoreContract:
         assert expired == 4
         assert store.message_count(late) == 1
         assert all(store.message_count(queue) == 0 for queue in queues if queue not in gone)
+
+    # -- queues that nobody uses
+
+    def test_unused_queues_in_steps(self, store: Store) -> None:
+        queues = [new_queue() for _ in range(7)]
+        for number, queue in enumerate(queues):
+            store.add(queue)
+            store.use(queue, DAY * (number % 2))
+        steps = list(store.unused(DAY, 2))
+        assert all(len(step) <= 2 for step in steps)
+        found = [queue.recipient_id for step in steps for queue in step]
+        assert sorted(found) == sorted(queue.recipient_id for queue in queues[::2])
+        assert [queue for step in store.unused(0, 2) for queue in step] == []
+
+    def test_unused_queues_may_be_deleted_between_steps(self, store: Store) -> None:
+        queues = [new_queue() for _ in range(6)]
+        for queue in queues:
+            store.add(queue)
+            store.use(queue, 0)
+        found = set()
+        for step in store.unused(DAY, 1):
+            for queue in step:
+                found.add(queue.recipient_id)
+                store.delete(queue)
+            left = [queue for queue in queues if store.by_recipient(queue.recipient_id) is queue]
+            if len(left) == 3:
+                for queue in left[:2]:
+                    store.delete(queue)
+        assert 4 <= len(found) <= 6
+        assert store.queue_count() == 0
 
     # -- notifications
 
