@@ -127,20 +127,16 @@ class Relay:
         if len(encoded) > _LARGEST_ANSWER:
             # The ids are the client's and can be long; the reference answers nothing then.
             encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
-        if type(transmission.command) in _READING or answer[:4] == b"ERR ":
-            # Messages are delivered before they are safe, and refusals promise nothing.
+        if type(transmission.command) in _READING:
+            # Messages are delivered before they are safe.
             return encoded, messages, 0
-        return encoded, messages, self._need(before, queue)
-
-    def _need(self, before: int, queue: Queue | None) -> int:
-        """The change that must be safe before a command is answered that was executed just now.
-
-        A command that changed nothing may have found its work done, but not yet safe.
-        """
         noted = self.store.noted
         if noted != before:
-            return noted
-        return 0 if queue is None else self.store.unsafe(queue)
+            return encoded, messages, noted
+        if queue is None or answer[:4] == b"ERR ":
+            return encoded, messages, 0
+        # It changed nothing: it may have found its work done, but not yet safe.
+        return encoded, messages, self.store.unsafe(queue)
 
     def ready(self, peer: Peer) -> None:
         """Goes on with a connection that was full and takes more now."""

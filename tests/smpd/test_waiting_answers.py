@@ -70,10 +70,10 @@ class SlowStore(MemoryStore):
 class Scene:
     """A relay on such a store, with two clients; `queue` is the first one's."""
 
-    def __init__(self, limits: SessionLimits | None = None) -> None:
+    def __init__(self, limits: SessionLimits | None = None, quota: int = 128) -> None:
         self.store = SlowStore()
         self.clock = Clock()
-        self.relay: Relay = new_relay(self.store, WallClock())
+        self.relay: Relay = new_relay(self.store, WallClock(), quota=quota)
         self.sessions = new_sessions(self.relay, self.clock, limits)
         self.recipient, self.sender = Client(self.sessions), Client(self.sessions)
         self.key, dh_key = key(), key(Algorithm.X25519)
@@ -166,6 +166,19 @@ def test_reading_does_not_wait() -> None:
     scene.ask(c.Que())
     (answer,) = scene.answers(scene.recipient)
     assert isinstance(answer, m.Info)
+
+
+def test_a_quota_marker_is_safe_before_the_sender_knows() -> None:
+    """ERR QUOTA promises the recipient's notice that there is room again."""
+    scene = Scene(quota=1)
+    scene.recipient.leave()
+    scene.send(b"one")
+    scene.store.commit()
+    assert scene.answers(scene.sender) == [m.Ok()]
+    scene.send(b"two")
+    assert scene.answers(scene.sender) == []
+    scene.store.commit()
+    assert scene.answers(scene.sender) == [m.Err(errors.QUOTA)]
 
 
 def test_refusals_do_not_wait() -> None:
