@@ -124,6 +124,7 @@ class SqliteStore(MemoryStore):
         self._changes = Changes()
         self._in_flight = Changes()
         self._was_cached = False
+        self._closed = False
         self._trimming: IDelayedCall | None = None
         self._tidying: IDelayedCall | None = None
         self._writer = SqliteWriter(files.writer, files.bodies, files.live)
@@ -162,6 +163,9 @@ class SqliteStore(MemoryStore):
 
     def close(self) -> None:
         """Makes what was noted safe, as far as the disk lets it, and closes all files."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._commits.flush(_CLOSE_TIME, persist=True):
             self.log.error(
                 "the store is closed without the last changes: {reason}",
