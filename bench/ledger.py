@@ -39,7 +39,9 @@ class _Message:
 
     number: int
     drains: int
-    """How many quota markers of its queue had been acknowledged when it was sent."""
+    """How many ACKs of quota markers of its queue had been sent when it was sent."""
+    while_draining: bool
+    """Whether one of these had no answer then: it may take effect before or after this."""
     while_full: bool
     """Whether the queue was known to be full when it was sent."""
     accepted: bool = False
@@ -74,6 +76,8 @@ class _Queue:
     full: bool = False
     """A SEND was answered QUOTA, and the marker that says so has not been acknowledged."""
     drains: int = 0
+    draining: bool = False
+    """The ACK of a marker waits for its answer."""
     markers: dict[bytes, bool] = field(default_factory=dict)
     """Quota markers that came, and whether their ACK was answered."""
     watermarks: dict[bytes, int] = field(default_factory=dict)
@@ -128,6 +132,7 @@ class Ledger:
         self.run += 1
         for queue in self._queues.values():
             queue.watermarks.clear()
+            queue.draining = False
 
     def wrong_answer(self, text: str) -> None:
         """An answer that no state of the relay explains."""
@@ -183,7 +188,7 @@ class Ledger:
         """The number of the message that is about to be sent."""
         queue = self._queues[key]
         queue.sent += 1
-        queue.there[queue.sent] = _Message(queue.sent, queue.drains, queue.full)
+        queue.there[queue.sent] = _Message(queue.sent, queue.drains, queue.draining, queue.full)
         return queue.sent
 
     def send_answered(self, key: Hashable, number: int) -> None:
@@ -207,7 +212,7 @@ class Ledger:
         queue.refused.add(number)
         if message is None or message.seen_in != _NEVER:
             self.wrong_answer("a message that came was refused")
-        elif message.drains == queue.drains:
+        elif message.drains == queue.drains and not message.while_draining:
             queue.full = True
 
     def send_failed(self, key: Hashable, number: int, answer: str) -> None:
@@ -269,6 +274,7 @@ class Ledger:
         queue.watermarks[msg_id] = queue.accepted_to
         if number is None:
             queue.full = False
+            queue.draining = True
             queue.drains += 1
         elif number in queue.there:
             queue.there[number].ack_asked_in = self.run
@@ -281,6 +287,7 @@ class Ledger:
         watermark = queue.watermarks.pop(msg_id, 0)
         if number is None:
             queue.markers[msg_id] = True
+            queue.draining = False
         else:
             self.acknowledged += 1
             queue.acknowledged.add(number)

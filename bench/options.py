@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from bench.processes import Cores, exit_on_sigterm, say
-from bench.server import OwnServer, Server, ServerFailedError
+from bench.server import STORES, OwnServer, Server, ServerFailedError
 from bench.workers import WorkerFailedError
 from txsimplex.addresses import Scheme, ServerAddress
 from txsimplex.encoding import ParseError
@@ -48,6 +48,12 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="the server to drive; without it, an smpd of its own on 127.0.0.1",
     )
     parser.add_argument(
+        "--store",
+        choices=STORES,
+        default="memory",
+        help="the store of that smpd of its own; default: memory",
+    )
+    parser.add_argument(
         "--pid",
         type=positive,
         action="append",
@@ -84,8 +90,8 @@ def open_server(
     allow_many_files()
     if options.address is not None:
         return Server(options.address, tuple(options.pid))
-    say("starting an smpd with the memory store")
-    return stack.enter_context(OwnServer(cores, twistd_options))
+    say(f"starting an smpd with the {options.store} store")
+    return stack.enter_context(OwnServer(cores, twistd_options, store=options.store))
 
 
 def allow_many_files() -> None:

@@ -121,8 +121,8 @@ class Installation:
         with ExitStack() as stack:
             made = tempfile.TemporaryDirectory(prefix="bench-", dir=self._parent)
             self._directory = Path(stack.enter_context(made)).resolve()
+            self._settings[("store", "kind")] = self._store
             if self._store != "memory":
-                self._settings[("store", "kind")] = self._store
                 self._settings[("store", "path")] = str(self.store_path)
             _install(self._directory, self._settings)
             stack.callback(self.end)

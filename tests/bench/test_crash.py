@@ -38,3 +38,15 @@ def test_what_a_store_in_memory_loses_is_found() -> None:
     assert result["lost"] > 0
     assert result["queues_lost"] > 0
     assert result["faults"]
+
+
+@pytest.mark.parametrize("by", ["KILL", "TERM"])
+def test_a_store_on_disk_loses_nothing(by: str) -> None:
+    status, result = run("--store", "sqlite", "--seconds", "8", "--queues", "20", "--by", by)
+    assert result["faults"] == []
+    assert status == 0
+    assert result["kills"] >= 2
+    assert result["acknowledged"] > 0
+    assert result["redelivered"] > 0
+    for name in ("lost", "duplicated_after_ack", "out_of_order", "altered", "queues_lost"):
+        assert result[name] == 0

@@ -40,7 +40,7 @@ def test_stores_are_compared_run_by_run() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stores", [["memory"]], ids=str)
+@pytest.mark.parametrize("stores", [["memory"], ["memory", "sqlite"]], ids=str)
 def test_figures(stores: list[str]) -> None:
     done = subprocess.run(
         [

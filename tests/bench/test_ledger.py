@@ -347,6 +347,19 @@ def test_a_marker_again_when_its_ack_was_not_answered(bench: Bench) -> None:
     assert bench.counts() == {"duplicated_after_ack": 1}
 
 
+def test_a_refusal_while_the_marker_is_being_acknowledged(bench: Bench) -> None:
+    refuse(bench)
+    bench.ledger.marker_seen(QUEUE, b"marker")
+    bench.ledger.ack_asked(QUEUE, None, b"marker")
+    number = bench.ledger.send_asked(QUEUE)
+    bench.ledger.ack_answered(QUEUE, None, b"marker", empty=True)
+    bench.ledger.send_refused(QUEUE, number)
+    bench.send()
+    bench.take(3)
+    bench.ledger.empty(QUEUE)
+    assert bench.counts() == {}
+
+
 def test_a_marker_that_is_not_kept(bench: Bench) -> None:
     bench.send()
     refuse(bench)
