@@ -52,6 +52,8 @@ _TIDY_TIME: Final = 1.0
 _FLUSH_TIME: Final = 5.0
 _CLOSE_TIME: Final = 10.0
 """Seconds that closing waits for a disk that fails or does not answer."""
+_LAST_TIME: Final = 1.0
+"""Seconds that it waits after that for the thread, which may hang in the disk."""
 _QUEUES_READ: Final = 64
 """Queues that expiry reads from disk in one step."""
 _MESSAGES_READ: Final = 2000
@@ -166,7 +168,8 @@ class SqliteStore(MemoryStore):
         if self._closed:
             return
         self._closed = True
-        if not self._commits.flush(_CLOSE_TIME, persist=True):
+        safe = self._commits.flush(_CLOSE_TIME, persist=True)
+        if not safe:
             self.log.error(
                 "the store is closed without the last changes: {reason}",
                 reason=self._commits.failure or "the disk does not answer",
@@ -175,7 +178,7 @@ class SqliteStore(MemoryStore):
             if timer is not None and timer.active():
                 timer.cancel()
         self._commits.submit(self._tidy)
-        if self._commits.stop(_CLOSE_TIME):
+        if self._commits.stop(_CLOSE_TIME if safe else _LAST_TIME):
             self._files.close()
 
     def _writable(self) -> None:

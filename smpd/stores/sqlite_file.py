@@ -49,12 +49,14 @@ def failure_reason(error: Exception) -> str:
     """Why reading or writing failed, in a few words without paths or ids."""
     if isinstance(error, sqlite3.Error):
         # The upper bytes of a code tell more of the same.
-        return _CODES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "the database fails")
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        return _CODES.get(code, f"the database fails ({name})")
     if isinstance(error, DamagedRow):
         return _DAMAGED
     if isinstance(error, OSError):
         return _ERRNO.get(error.errno or 0, "the disk reports errors")
-    return "an error of the store itself"
+    return f"an error of the store itself ({type(error).__name__})"
 
 
 @dataclass(slots=True)
@@ -106,8 +108,6 @@ def _start_reason(error: Exception) -> str:
     reason = failure_reason(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, sqlite3.Error) and reason == "the database fails":
-        return str(error)
     return reason
 
 

@@ -39,17 +39,16 @@ class Loop:
                 call, arguments = self._calls.get_nowait()
                 call(*arguments)
 
-    def wait(self, until: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Turns until `until` says so; `TimeoutError` after `seconds` of real time."""
-        deadline = seconds
-        while not until():
-            if deadline <= 0:
-                raise TimeoutError
+    def wait(self, until: Callable[[], bool], turns: int = 5000) -> None:
+        """Turns until `until` says so; `TimeoutError` after so many turns of 2 ms."""
+        for _ in range(turns):
+            if until():
+                return
             with suppress(Empty):
-                call, arguments = self._calls.get(timeout=TICK)
+                call, arguments = self._calls.get(timeout=0.002)
                 call(*arguments)
-            self.clock.advance(TICK)
-            deadline -= TICK
+            self.turn(0.1)
+        raise TimeoutError
 
 
 class BeforeEachCall:
