@@ -51,30 +51,32 @@ class Rounds(Service):
     ) -> None:
         self._reactor = reactor
         self._relay = relay
-        rounds: list[tuple[float, Callable[[], Any]]] = [
-            (intervals.events, relay.send_events),
-            (intervals.notifications, relay.send_notifications),
-            (intervals.message_expiry, self._expire_queues),
-            (intervals.notification_expiry, relay.expire_notifications),
+        # The last part: whether the first round is at the start. What is in the store may be
+        # of long ago then.
+        rounds: list[tuple[float, Callable[[], Any], bool]] = [
+            (intervals.events, relay.send_events, False),
+            (intervals.notifications, relay.send_notifications, False),
+            (intervals.message_expiry, self._expire_queues, True),
+            (intervals.notification_expiry, relay.expire_notifications, True),
         ]
         ttl = intervals.inactive_ttl
         if ttl is not None:
-            rounds.append((intervals.inactive_check, lambda: sessions.close_idle(ttl)))
+            rounds.append((intervals.inactive_check, lambda: sessions.close_idle(ttl), False))
         self._rounds = rounds
         self._loops: list[LoopingCall] = []
         self._cooperator: Cooperator | None = None
 
     def startService(self) -> None:
-        """Starts each round after its first interval."""
+        """Expires what is old, and does each round when its interval has passed."""
         super().startService()
         self._cooperator = Cooperator(
             terminationPredicateFactory=lambda: _one_step,
             scheduler=lambda work: self._reactor.callLater(0, work),
         )
-        for interval, action in self._rounds:
+        for interval, action, at_start in self._rounds:
             loop = LoopingCall(self._guarded, action)
             loop.clock = self._reactor
-            loop.start(interval, now=False)
+            loop.start(interval, now=at_start)
             self._loops.append(loop)
 
     def stopService(self) -> None:

@@ -95,11 +95,18 @@ def rounds(calls: Calls, intervals: Intervals = INTERVALS) -> Rounds:
     return Rounds(cast(Relay, calls), cast(SessionFactory, calls), intervals, calls.clock)
 
 
-def test_each_round_has_its_interval(clock: Clock, calls: Calls) -> None:
-    service = rounds(calls)
+def started(calls: Calls, intervals: Intervals = INTERVALS) -> Rounds:
+    """Rounds that have started, and are through with what they do at the start."""
+    service = rounds(calls, intervals)
     service.startService()
+    calls.clock.advance(0)
+    calls.made.clear()
+    return service
+
+
+def test_each_round_has_its_interval(clock: Clock, calls: Calls) -> None:
+    service = started(calls)
     assert service.running
-    assert calls.made == []
     clock.pump([0.5] * 240)
     assert calls.times("events") == [15.0 * number for number in range(1, 9)]
     assert calls.times("notifications") == [1.5 * number for number in range(1, 81)]
@@ -115,13 +122,23 @@ def test_each_round_has_its_interval(clock: Clock, calls: Calls) -> None:
     assert clock.getDelayedCalls() == []
 
 
+def test_what_is_old_is_expired_at_the_start(clock: Clock, calls: Calls) -> None:
+    """Before anybody is connected, or with the reactor's first turns (§6.1)."""
+    service = rounds(calls)
+    service.startService()
+    assert calls.made == [("expire_notifications", 0.0)]
+    clock.advance(0)
+    names = ["expire_notifications", "expire_messages", "expired", "expire_queues"]
+    assert calls.made == [(name, 0.0) for name in names]
+    service.stopService()
+
+
 def test_the_reference_has_these_intervals() -> None:
     assert Intervals() == Intervals(15, 1.5, 7200, 3600, 3600, 21600)
 
 
 def test_inactive_clients_may_stay(clock: Clock, calls: Calls) -> None:
-    service = rounds(calls, Intervals(inactive_check=1, inactive_ttl=None))
-    service.startService()
+    service = started(calls, Intervals(inactive_check=1, inactive_ttl=None))
     clock.pump([1] * 10)
     assert [name for name, _ in calls.made if name.startswith("close_idle")] == []
     service.stopService()
@@ -130,8 +147,7 @@ def test_inactive_clients_may_stay(clock: Clock, calls: Calls) -> None:
 def test_a_round_that_fails_is_logged_and_tried_again(
     clock: Clock, calls: Calls, logged_failures: list[Failure]
 ) -> None:
-    service = rounds(calls)
-    service.startService()
+    service = started(calls)
     calls.problem = StoreError("the disk is full")
     clock.pump([1.5] * 2)
     assert calls.times("notifications") == [1.5, 3.0]
@@ -146,13 +162,12 @@ def test_a_round_that_fails_is_logged_and_tried_again(
 def test_a_failed_expiry_of_messages_is_logged_and_tried_again(
     clock: Clock, calls: Calls, logged_failures: list[Failure]
 ) -> None:
-    service = rounds(calls, Intervals(message_expiry=100, inactive_ttl=None))
+    service = started(calls, Intervals(message_expiry=100, inactive_ttl=None))
 
     def fail() -> None:
         calls.problem = StoreError("the disk is full")
 
     calls.steps = [fail, fail]
-    service.startService()
     clock.advance(100)
     assert calls.times("step") == [100.0]
     assert [failure.check(StoreError) for failure in logged_failures] == [StoreError]
@@ -165,9 +180,8 @@ def test_a_failed_expiry_of_messages_is_logged_and_tried_again(
 
 
 def test_other_work_is_done_between_steps_of_expiry(clock: Clock, calls: Calls) -> None:
-    service = rounds(calls, Intervals(message_expiry=100, inactive_ttl=None))
+    service = started(calls, Intervals(message_expiry=100, inactive_ttl=None))
     calls.steps = [lambda: calls.made.append(("other work", clock.seconds()))] * 3
-    service.startService()
     clock.advance(14)
     clock.advance(86)
     made = [name for name, _ in calls.made]
@@ -184,13 +198,12 @@ def test_other_work_is_done_between_steps_of_expiry(clock: Clock, calls: Calls) 
 def test_expiry_that_takes_longer_than_its_interval_is_not_begun_twice(
     clock: Clock, calls: Calls
 ) -> None:
-    service = rounds(calls, Intervals(message_expiry=100, inactive_ttl=None))
+    service = started(calls, Intervals(message_expiry=100, inactive_ttl=None))
 
     def take_long() -> None:
         clock.rightNow += 60
 
     calls.steps = [take_long] * 3
-    service.startService()
     clock.advance(100)
     assert calls.times("expire_messages") == [100.0]
     assert calls.times("expired") == [280.0]
@@ -202,9 +215,8 @@ def test_expiry_that_takes_longer_than_its_interval_is_not_begun_twice(
 
 def test_stopping_ends_an_expiry_under_way(clock: Clock, calls: Calls) -> None:
     """The store may be closed then."""
-    service = rounds(calls, Intervals(message_expiry=100, inactive_ttl=None))
+    service = started(calls, Intervals(message_expiry=100, inactive_ttl=None))
     calls.steps = [lambda: None, service.stopService, lambda: None]
-    service.startService()
     clock.advance(100)
     assert calls.times("step") == [100.0, 100.0]
     clock.pump([1] * 20)
@@ -214,11 +226,10 @@ def test_stopping_ends_an_expiry_under_way(clock: Clock, calls: Calls) -> None:
 
 
 def test_rounds_can_be_started_again(clock: Clock, calls: Calls) -> None:
-    service = rounds(calls)
-    service.startService()
+    service = started(calls)
     service.stopService()
     service.startService()
     clock.pump([1.5] * 67)
     assert len(calls.times("notifications")) == 67
-    assert len(calls.times("expired")) == 1
+    assert len(calls.times("expired")) == 2
     service.stopService()
