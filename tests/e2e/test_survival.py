@@ -104,7 +104,11 @@ class Witness:
 async def watch(relays: GetRelay, settings: dict[str, object] | None = None) -> Witness:
     """A relay with short time limits, and a witness."""
     relay = relays({**SETTINGS, **(settings or {})})
-    witness = Witness(relay, await relay.connect())
+    client = await relay.connect()
+    # One that waits, so that all files of the store are open before they are counted.
+    queue = await make_queue(client, subscribe=False)
+    await client.send(queue.sender_id, b"waits")
+    witness = Witness(relay, client)
     await witness.is_served()
     return witness
 
