@@ -169,7 +169,9 @@ class SqliteStore(MemoryStore):
             return
         self._closed = True
         safe = self._commits.flush(_CLOSE_TIME, persist=True)
-        if not safe:
+        if safe:
+            self._commits.submit(self._tidy)
+        else:
             self.log.error(
                 "the store is closed without the last changes: {reason}",
                 reason=self._commits.failure or "the disk does not answer",
@@ -177,7 +179,6 @@ class SqliteStore(MemoryStore):
         for timer in (self._trimming, self._tidying):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._commits.submit(self._tidy)
         if self._commits.stop(_CLOSE_TIME if safe else _LAST_TIME):
             self._files.close()
 

@@ -29,6 +29,7 @@ _OLDEST_SQLITE: Final = (3, 37)
 _DAMAGED: Final = "the database is damaged"
 _FULL: Final = "the disk is full"
 _READ_ONLY: Final = "the disk is read-only"
+_BROKEN: Final = "the disk reports errors"
 _ERRNO: Final = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -38,6 +39,7 @@ _ERRNO: Final = {
 _CODES: Final = {
     sqlite3.SQLITE_FULL: _FULL,
     sqlite3.SQLITE_READONLY: _READ_ONLY,
+    sqlite3.SQLITE_IOERR: _BROKEN,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
     sqlite3.SQLITE_BUSY: "the database is used by another process",
@@ -55,7 +57,7 @@ def failure_reason(error: Exception) -> str:
     if isinstance(error, DamagedRow):
         return _DAMAGED
     if isinstance(error, OSError):
-        return _ERRNO.get(error.errno or 0, "the disk reports errors")
+        return _ERRNO.get(error.errno or 0, _BROKEN)
     return f"an error of the store itself ({type(error).__name__})"
 
 

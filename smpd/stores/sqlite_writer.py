@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -118,7 +118,7 @@ class SqliteWriter:
             found = iter(self._append(contents))
             places = [None if each.content is None else next(found) for each in batch.messages]
             added = Counter(place.file for place in places if place is not None)
-            with _Transaction(self._connection):
+            with _transaction(self._connection):
                 to_wipe = [*batch.to_wipe, *self._change(batch, places)]
                 note = self._note(to_wipe)
                 self._record_files(added)
@@ -193,7 +193,10 @@ class SqliteWriter:
         if not places:
             return self._wipe_note
         number = self._wipe_note + 1
-        self._connection.execute("INSERT INTO wipe VALUES (?, ?)", (number, encode_places(places)))
+        # It is there already when a commit had succeeded and said that it had not.
+        self._connection.execute(
+            "INSERT OR REPLACE INTO wipe VALUES (?, ?)", (number, encode_places(places))
+        )
         return number
 
     def _record_files(self, added: Counter[int]) -> None:
@@ -247,7 +250,7 @@ class SqliteWriter:
         """
         self.wipe()
         if self._wiped_note:
-            with _Transaction(self._connection):
+            with _transaction(self._connection):
                 self._record_files(Counter())
             self._recorded()
         self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -257,20 +260,14 @@ class SqliteWriter:
         self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
-class _Transaction:
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """A transaction of a connection in autocommit mode."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._connection.execute("COMMIT")
-        finally:
-            if self._connection.in_transaction:
-                with suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
