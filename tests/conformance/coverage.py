@@ -8,7 +8,6 @@ from typing import Final
 
 from tests.conformance.numbers import Item, NumberedTest
 
-PERSISTENCE: Final = "needs a store that survives a restart"
 ROUTING: Final = "private message routing: the relay as a proxy"
 CONTROL_PORT: Final = "needs the control port"
 AGENT: Final = "behaviour of an agent"
@@ -17,14 +16,6 @@ OTHER_STORE: Final = "a file of the reference's own, for which this project has 
 DEFECT: Final = "a defect of the reference, which this project does not copy"
 
 LATER: Final[Mapping[str, Sequence[int]]] = {
-    PERSISTENCE: (
-        146,
-        160,
-        167,
-        181,
-        *range(212, 216),
-        254,
-    ),
     AGENT: (186, 187, 200, 201),
     CONTROL_PORT: (257,),
     ROUTING: (183, *range(190, 200), 202, 247, 248, 249),

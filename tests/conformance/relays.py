@@ -127,13 +127,14 @@ class RelayProcess(ConfiguredRelay):
     ) -> None:
         super().__init__(directory, credentials, settings)
         self._log = directory / "log"
+        self._started = 0
         self._checked = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- starting and ending
 
     def start(self) -> RelayProcess:
-        """Starts the process and waits until it listens."""
+        """Starts the process and waits until it listens, each time on another port."""
         for attempt in range(1, _ATTEMPTS + 1):
             self.port = _free_port()
             self._run()
@@ -142,7 +143,7 @@ class RelayProcess(ConfiguredRelay):
             except RelayFailedError:
                 self.end()
                 # Another process may have taken the port in between.
-                if attempt == _ATTEMPTS or "in use" not in self.log:
+                if attempt == _ATTEMPTS or "in use" not in self._log_since_start:
                     raise
             else:
                 return self
@@ -150,9 +151,10 @@ class RelayProcess(ConfiguredRelay):
 
     def _run(self) -> None:
         configuration = self.write_configuration()
+        self._started = len(self.log)
         # Like the environment of a service: nothing of the tests' own options.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 (sys.executable, "-c", _TWISTD, *_OPTIONS, "--config", str(configuration)),
                 cwd=self._directory,
@@ -165,20 +167,20 @@ class RelayProcess(ConfiguredRelay):
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIME
-        while _READY not in self.log:
+        while _READY not in (log := self._log_since_start):
             if not self.running:
-                raise RelayFailedError(f"the relay did not start:\n{self.log}")
+                raise RelayFailedError(f"the relay did not start:\n{log}")
             if time.monotonic() > deadline:
-                raise RelayFailedError(f"not ready after {_START_TIME:g} seconds:\n{self.log}")
+                raise RelayFailedError(f"not ready after {_START_TIME:g} seconds:\n{log}")
             time.sleep(0.02)
 
-    def end(self) -> None:
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
         """Ends the process: SIGTERM as systemd does, and by force when that does not help."""
         process = self._process
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(by)
         try:
             process.wait(_END_TIME)
         except subprocess.TimeoutExpired:
@@ -225,8 +227,12 @@ class RelayProcess(ConfiguredRelay):
     # -- its log
 
     @property
+    def _log_since_start(self) -> str:
+        return self.log[self._started :]
+
+    @property
     def log(self) -> str:
-        """All it has logged."""
+        """All it has logged, also before it was started again."""
         if not self._log.exists():
             return ""
         return self._log.read_text(errors="replace")
