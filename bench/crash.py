@@ -26,7 +26,7 @@ from bench.workers import Worker, Workers
 _QUICK = {"seconds": 30.0, "kills": 10_000}
 _EARLY = 0.1
 """Part of the kills that hit the relay while it starts or its clients come back."""
-_SAY_EACH = 10
+_SAY_EACH = 5
 _RUN_TIME = 60.0
 _DRAIN_TIME = 120.0
 _COMPLAINTS_TOLD = 5
@@ -157,14 +157,18 @@ def _benchmark(options: argparse.Namespace) -> int:
         )
         workers = stack.enter_context(Workers("bench.crash_worker", 1, cores.generators))
         rounds = _Rounds(relay, workers.workers[0], options)
+        told = ""
         end = time.monotonic() + options.seconds
         while rounds.kills < options.kills and time.monotonic() < end:
             counts = rounds.one()
             if rounds.kills % _SAY_EACH == 0:
                 say(
                     f"{rounds.kills} kills; {counts['messages_answered_ok']} messages answered OK, "
-                    f"{counts['lost']} lost, {len(counts['faults'])} faults"
+                    f"{counts['lost']} lost"
                 )
+            if "".join(counts["faults"]) != told:
+                told = "".join(counts["faults"])
+                say(f"after {rounds.kills} kills: {'; '.join(counts['faults'])}")
         say("taking what is left")
         counts = rounds.drain()
     result = _result(rounds, counts, options, cores)

@@ -155,7 +155,9 @@ class CrashWorker:
                 if client is None:
                     return False
                 clients.append(client)
-        await self._look_for([*self._queues.values(), *self._deleted])
+        # When a look was cut short by a crash, those deleted before are among the others.
+        all_queues = {queue.recipient_id: queue for queue in self._deleted} | self._queues
+        await self._look_for(list(all_queues.values()))
         self._deleted = []
         for client in self._recipients:
             await client.ping()
@@ -201,6 +203,8 @@ class CrashWorker:
         there = isinstance(answer, Ok | Sok)
         if not there and not _is_auth(answer):
             self.ledger.wrong_answer(f"SUB was answered by {answer}")
+            # Nothing can be said of its messages then.
+            queue.came = True
         elif not self.ledger.found(queue.recipient_id, there):
             del self._queues[queue.recipient_id]
             self._gone.append(queue)

@@ -84,8 +84,13 @@ class Process:
     """A process that does not outlive this one, however this one ends."""
 
     def __init__(self, arguments: Sequence[str], cores: set[int], **options: Any) -> None:
+        parent = os.getpid()
+
         def prepare() -> None:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                # It has ended before it could take this one with it.
+                os._exit(1)
             os.sched_setaffinity(0, cores)
 
         self.popen = subprocess.Popen(
