@@ -10,6 +10,7 @@ time for that, and are never written then.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -63,10 +64,17 @@ class WriterThread:
 
 
 class InPlace:
-    """Jobs at once, in the thread that submits them."""
+    """Jobs at once, in the thread that submits them; those of a job after it."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
 
     def submit(self, job: Callable[[], None]) -> None:
-        job()
+        self._jobs.append(job)
+        if len(self._jobs) == 1:
+            while self._jobs:
+                self._jobs[0]()
+                self._jobs.popleft()
 
     def stop(self, seconds: float) -> bool:
         return True

@@ -8,17 +8,20 @@ is on disk. `smpd.stores.group_commit` has the changes written by a thread of it
 
 from __future__ import annotations
 
-import os
+import secrets
 import sqlite3
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from smpd.queues import ID_SIZE, Message, Messages, Notifier, Queue, Status
+from smpd.queues import Message, Messages, Notifier, Queue, Status
 from smpd.stores.group_commit import (
     CallFromThread,
     CallLater,
@@ -37,6 +40,7 @@ from smpd.stores.sqlite_reader import (
     BY_NUMBER,
     BY_RECIPIENT,
     BY_SENDER,
+    FROM_NUMBER,
     SqliteReader,
 )
 from smpd.stores.sqlite_rows import StoredMessage
@@ -49,18 +53,28 @@ __all__ = ["SqliteStore", "StoreUnusable", "open_sqlite"]
 
 _TIDY_TIME: Final = 1.0
 """Seconds after which the places of removed messages are wiped."""
+_BUSY_TIDIES: Final = 10
+"""After so many of these times the log of the database is emptied even under load."""
 _FLUSH_TIME: Final = 5.0
 _CLOSE_TIME: Final = 10.0
 """Seconds that closing waits for a disk that fails or does not answer."""
 _LAST_TIME: Final = 1.0
 """Seconds that it waits after that for the thread, which may hang in the disk."""
-_QUEUES_READ: Final = 64
-"""Queues that expiry reads from disk in one step."""
-_MESSAGES_READ: Final = 2000
-"""Messages that expiry looks at on disk in one step."""
+_QUEUES_READ: Final = 32
+"""Queues that expiry reads from disk in one step: about 5 ms."""
+_ROWS_READ: Final = 500
+"""Rows of queues or messages that it looks at on disk in one step: about 2 ms."""
 
 _NOT_READ: Final = Messages()
 """The messages of a queue that are on disk only; never changed."""
+
+
+class _Lookup(Enum):
+    """Where the last queue that was looked for was found."""
+
+    CACHED = auto()
+    READ = auto()
+    MISSED = auto()
 
 
 def open_sqlite(
@@ -125,12 +139,14 @@ class SqliteStore(MemoryStore):
         self._notification_numbers: dict[bytes, list[int]] = {}
         self._changes = Changes()
         self._in_flight = Changes()
-        self._was_cached = False
+        self._looked_up = _Lookup.MISSED
         self._closed = False
         self._trimming: IDelayedCall | None = None
         self._tidying: IDelayedCall | None = None
-        self._writer = SqliteWriter(files.writer, files.bodies, files.live)
-        self._writer.resume(files.to_wipe, files.wipe_note)
+        self._settled = self._tidied = 0
+        self._writer = SqliteWriter(
+            files.writer, files.bodies, files.live, files.to_wipe, files.wipe_note
+        )
         for number, notifier_id, notification in self._reader.notifications():
             super().add_notification(notifier_id, notification)
             self._notification_numbers.setdefault(notifier_id, []).append(number)
@@ -149,7 +165,7 @@ class SqliteStore(MemoryStore):
             call_from_thread=call_from_thread,
         )
         self.noted = self.committed = files.noted
-        if self._writer.untidy:
+        if files.to_wipe:
             self._tidy_later()
 
     # -- commits
@@ -170,7 +186,7 @@ class SqliteStore(MemoryStore):
         self._closed = True
         safe = self._commits.flush(_CLOSE_TIME, persist=True)
         if safe:
-            self._commits.submit(self._tidy)
+            self._commits.submit(self._tidy_at_last)
         else:
             self.log.error(
                 "the store is closed without the last changes: {reason}",
@@ -201,8 +217,8 @@ class SqliteStore(MemoryStore):
         for message, place in zip(batch.messages, batch.places, strict=True):
             message.settle(place)
         self._in_flight = Changes()
-        if self._writer.untidy:
-            self._tidy_later()
+        self._settled += 1
+        self._tidy_later()
 
     def _moved(self) -> None:
         self.committed = self._commits.committed
@@ -220,15 +236,43 @@ class SqliteStore(MemoryStore):
             self._tidying = self._call_later(_TIDY_TIME, self._begin_to_tidy)
 
     def _begin_to_tidy(self) -> None:
+        """Wipes what was removed, and empties the log when there is not much to do or at times."""
         self._tidying = None
-        self._commits.submit(self._tidy)
+        busy, self._settled = self._settled > 1, 0
+        self._tidied += 1
+        self._commits.submit(self._wipe)
+        if not busy or self._tidied % _BUSY_TIDIES == 0:
+            self._commits.submit(self._empty_log)
+        if busy:
+            self._tidy_later()
 
-    def _tidy(self) -> None:
+    def _wipe(self) -> None:
+        """In the writer's thread, where commits come in between."""
+        with self._logged("wipe"):
+            if self._writer.wipe():
+                self._commits.submit(self._wipe)
+
+    def _empty_log(self) -> None:
         """In the writer's thread."""
+        with self._logged("empty its log"):
+            self._writer.empty_log()
+
+    def _tidy_at_last(self) -> None:
+        """In the writer's thread. What is not wiped in time is wiped at the next start."""
+        with self._logged("wipe"):
+            end = time.monotonic() + _LAST_TIME
+            while self._writer.wipe() and time.monotonic() < end:
+                pass
+            self._writer.empty_log()
+
+    @contextmanager
+    def _logged(self, action: str) -> Iterator[None]:
         try:
-            self._writer.tidy()
+            yield
         except (sqlite3.Error, OSError) as error:
-            self.log.error("the store cannot wipe: {reason}", reason=failure_reason(error))
+            self.log.error(
+                "the store cannot {action}: {reason}", action=action, reason=failure_reason(error)
+            )
 
     # -- finding
 
@@ -247,9 +291,10 @@ class SqliteStore(MemoryStore):
     def _found(self, queue: Queue | None, query: str, entity_id: bytes) -> Queue | None:
         """The queue that was found in memory, or what there is on disk."""
         if queue is None:
-            self._was_cached = False
-            return self._load(query, entity_id)
-        self._was_cached = True
+            queue = self._load(query, entity_id)
+            self._looked_up = _Lookup.MISSED if queue is None else _Lookup.READ
+            return queue
+        self._looked_up = _Lookup.CACHED
         self._recent.move_to_end(queue.recipient_id)
         return queue
 
@@ -306,8 +351,13 @@ class SqliteStore(MemoryStore):
             del self._notifiers[queue.notifier.notifier_id]
 
     def refused(self, queue: Queue | None) -> None:
-        if self._was_cached:
-            self._reader.queue_row(BY_SENDER, os.urandom(ID_SIZE))
+        # A queue that is read costs a search by its id, a row and a record made from it.
+        if self._looked_up is _Lookup.CACHED:
+            self._reader.search_sender(b"" if queue is None else queue.sender_id)
+        if self._looked_up is not _Lookup.READ:
+            row = self._reader.queue_row(FROM_NUMBER, secrets.randbelow(self.noted + 1))
+            if row is not None:
+                self._reader.queue(row)
 
     def queue_count(self) -> int:
         return self._queue_count
@@ -480,7 +530,7 @@ class SqliteStore(MemoryStore):
         """
         position = (-1, -1)
         seen = -1
-        while rows := self._reader.some_messages(*position, _MESSAGES_READ):
+        while rows := self._reader.some_messages(*position, _ROWS_READ):
             expired = read = 0
             for number, message, timestamp, is_quota in rows:
                 position = (number, message)
@@ -513,7 +563,7 @@ class SqliteStore(MemoryStore):
         yield from super().unused(before, step)
         last = -1
         size = min(step, _QUEUES_READ)
-        while rows := self._reader.some_queues(last, step):
+        while rows := self._reader.some_queues(last, min(step, _ROWS_READ)):
             found: list[Queue] = []
             for number, used_on in rows:
                 last = number

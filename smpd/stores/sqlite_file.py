@@ -23,6 +23,10 @@ _LOCK: Final = "lock"
 _BODIES: Final = "messages"
 _PAGE_SIZE: Final = 1024
 """Bytes. Rows are small, and each commit writes whole pages."""
+_LOG_SIZE: Final = 1000
+"""Pages in the log of the database after which they are moved to their place."""
+_CACHE_SIZE: Final = 16384
+"""KiB of pages in memory for reading: the upper levels of the trees of a million queues."""
 _OLDEST_SQLITE: Final = (3, 37)
 """The first with STRICT tables."""
 
@@ -129,11 +133,12 @@ def _open(directory: Path, path: Path, stack: ExitStack) -> StoreFiles:
     writer.execute("PRAGMA journal_mode = WAL").fetchall()
     writer.execute("PRAGMA synchronous = FULL")
     writer.execute("PRAGMA secure_delete = ON").fetchall()
-    writer.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+    writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_SIZE}").fetchall()
     upgrade(writer, path)
     reader = _connect(path)
     stack.callback(reader.close)
     reader.execute("PRAGMA query_only = ON")
+    reader.execute(f"PRAGMA cache_size = -{_CACHE_SIZE}")
     noted, queue_count = reader.execute("SELECT noted, queues FROM state").fetchall()[0]
     rows = reader.execute("SELECT number, size, live FROM body_file").fetchall()
     sizes = {number: size for number, size, _ in rows}

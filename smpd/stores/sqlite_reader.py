@@ -33,6 +33,8 @@ _COLUMNS: Final = ", ".join(
 )
 _QUEUE: Final = f"SELECT {_COLUMNS} FROM queue LEFT JOIN link ON link.queue = queue.number WHERE "  # noqa: S608
 BY_NUMBER: Final = _QUEUE + "queue.number = ?"
+FROM_NUMBER: Final = _QUEUE + "queue.number >= ? ORDER BY queue.number LIMIT 1"
+"""The queue with this number, or the next one."""
 BY_RECIPIENT: Final = _QUEUE + "queue.recipient_id = ?"
 BY_SENDER: Final = _QUEUE + "queue.sender_id = ?"
 BY_NOTIFIER: Final = _QUEUE + "queue.notifier_id = ?"
@@ -40,6 +42,7 @@ BY_LINK: Final = (
     f"SELECT {_COLUMNS} FROM link JOIN queue ON queue.number = link.queue"  # noqa: S608
     " WHERE link.link_id = ?"
 )
+_SEARCH_SENDER: Final = "SELECT number FROM queue WHERE sender_id = ?"
 _MESSAGES: Final = (
     f"SELECT {', '.join(MESSAGE_COLUMNS[1:])} FROM message"  # noqa: S608
     " WHERE queue = ? ORDER BY number"
@@ -74,6 +77,10 @@ class SqliteReader:
         """The row of the queue that `query`, one of those above, finds for an id."""
         rows = self._rows(query, value)
         return rows[0] if rows else None
+
+    def search_sender(self, sender_id: bytes) -> None:
+        """Takes as long as to find out whether there is a queue with this id."""
+        self._rows(_SEARCH_SENDER, sender_id)
 
     def queue(self, row: Row) -> Queue:
         """The queue of a row."""
