@@ -6,6 +6,9 @@ come between any two steps: `append`, `sync`, commit of the rows that name the p
 together with `sizes`, `keep`; and when rows are removed: commit of their removal with
 their places noted, `wipe`, and only then the notes may go. What lies beyond the
 committed size of a file belongs to a commit that never was, and is cut off at the start.
+A commit that fails after `sync` is in doubt: a database may report an error and have
+committed nevertheless, or find the commit in its log after a crash. So its bodies stay
+where they are until a commit succeeds; the same ones appended again go to the same places.
 
 `read` may be called by any thread, everything else by one thread at a time.
 """
@@ -73,7 +76,7 @@ class MessageBodies:
         self._live: Counter[int] = Counter()
         self._current: int | None = None
         # No number is used twice: rows of a file that is gone may still be there.
-        self._last = max(sizes, default=0)
+        self._last = self._kept_last = max(sizes, default=0)
         self._descriptors: dict[int, int] = {}
         self._unsynced: set[int] = set()
         self._entered = False
@@ -83,6 +86,9 @@ class MessageBodies:
         self._before: dict[int, int | None] = {}
         self._appended: Counter[int] = Counter()
         self._kept_current: int | None = None
+        # Whether a commit may have been tried, and the sizes of those that are in doubt.
+        self._synced = False
+        self._doubtful: dict[int, int] = {}
         self._open(sizes, Counter(live), Counter(place.file for place in set(noted)))
 
     # -- starting
@@ -129,6 +135,7 @@ class MessageBodies:
 
         They are safe after `sync`. Raises `OSError`, after which `undo` has to be called.
         """
+        self._synced = False
         places: list[Place] = []
         pieces: list[bytes | memoryview] = []
         zeros = memoryview(_ZEROS)
@@ -161,7 +168,8 @@ class MessageBodies:
 
     def _begin_file(self) -> int:
         number = self._last + 1
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        # One of a commit in doubt may be there.
+        flags = os.O_WRONLY | os.O_CREAT
         self._descriptors[number] = os.open(self._path(number), flags, _FILE)
         self._last = number
         self._entered = True
@@ -201,6 +209,7 @@ class MessageBodies:
         if self._entered:
             sync_directory(self._directory)
             self._entered = False
+        self._synced = True
 
     def sizes(self) -> dict[int, int]:
         """The sizes of the files that changed since `keep`, to be committed with the rows."""
@@ -210,17 +219,23 @@ class MessageBodies:
         """The commit is done: what was appended stays."""
         self._before.clear()
         self._appended.clear()
-        self._kept_current = self._current
+        self._doubtful.clear()
+        self._synced = False
+        self._kept_current, self._kept_last = self._current, self._last
 
     def undo(self) -> None:
         """The commit failed, or it did not come to one: takes back all since `keep`.
 
-        Raises `OSError` when files cannot be cut off now; bodies may be appended
-        nevertheless, and `undo` called again.
+        What is in no commit, not even in one in doubt, is cut off. Raises `OSError` when that
+        cannot be done now; bodies may be appended nevertheless, and `undo` called again.
         """
+        if self._synced:
+            for number, end in self.sizes().items():
+                self._doubtful[number] = max(end, self._doubtful.get(number, 0))
+            self._synced = False
         self._live.subtract(self._appended)
         self._appended.clear()
-        self._current = self._kept_current
+        self._current, self._last = self._kept_current, self._kept_last
         self._unsynced.clear()
         for number, size in self._before.items():
             if size is None:
@@ -230,11 +245,15 @@ class MessageBodies:
                 self._sizes[number] = size
         self.close()
         for number, size in list(self._before.items()):
-            if size is None:
-                self._path(number).unlink(missing_ok=True)
-            else:
-                os.truncate(self._path(number), size)
+            self._cut(number, self._doubtful.get(number, size))
             del self._before[number]
+
+    def _cut(self, number: int, size: int | None) -> None:
+        path = self._path(number)
+        if size is None:
+            path.unlink(missing_ok=True)
+        elif path.stat().st_size > size:
+            os.truncate(path, size)
 
     # -- reading
 
