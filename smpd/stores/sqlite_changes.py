@@ -80,7 +80,8 @@ class Changes:
             else:
                 row = notification_row(item.number, item.notifier_id, item.notification)
                 notifications.append(row)
-        removed = self.removed
+        # Those of queues that are gone go with these, and their places are to be noted once.
+        removed = [message for message in self.removed if message.queue not in self.deleted]
         return Batch(
             noted=noted,
             queue_count=queue_count,
