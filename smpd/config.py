@@ -262,7 +262,7 @@ class StoreSettings:
 
     kind: str = setting(one_of("sqlite", "memory"), "sqlite")
     path: Path = setting(_path("a directory"), Path("store"))  # noqa: RUF009
-    commit_interval: float = setting(seconds(0.001, 1), 0.005)
+    commit_interval: float = setting(seconds(0.001, 1), 0.008)
     cached_queues: int = setting(whole_number(100, 100_000_000), 20_000)
     answer_timeout: float = setting(_INTERVAL, 5.0)
     snapshot: Path | None = setting(optional(_path()), None)  # noqa: RUF009
