@@ -145,7 +145,13 @@ class SqliteStore(MemoryStore):
         self._tidying: IDelayedCall | None = None
         self._settled = self._tidied = 0
         self._writer = SqliteWriter(
-            files.writer, files.bodies, files.live, files.to_wipe, files.wipe_note
+            files.writer,
+            files.bodies,
+            files.live,
+            noted=files.noted,
+            queue_count=files.queue_count,
+            to_wipe=files.to_wipe,
+            wipe_note=files.wipe_note,
         )
         for number, notifier_id, notification in self._reader.notifications():
             super().add_notification(notifier_id, notification)

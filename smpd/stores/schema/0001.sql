@@ -5,7 +5,7 @@
 
 CREATE TABLE state (
     id INTEGER PRIMARY KEY CHECK (id = 1),
-    noted INTEGER NOT NULL,   -- the last number of the sequence
+    noted INTEGER NOT NULL,   -- no number of the sequence that is in use is higher
     queues INTEGER NOT NULL   -- how many there are
 ) STRICT;
 
