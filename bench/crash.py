@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import statistics
 import sys
@@ -71,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "--directory",
         type=Path,
         help="where the store is made, in a temporary directory; default: the system's",
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="end when something is wrong, and copy the store as it is then to DIR",
     )
     parser.add_argument("--no-pin", action="store_true", help="let the kernel choose the cores")
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
@@ -169,6 +176,9 @@ def _benchmark(options: argparse.Namespace) -> int:
             if "".join(counts["faults"]) != told:
                 told = "".join(counts["faults"])
                 say(f"after {rounds.kills} kills: {'; '.join(counts['faults'])}")
+                if options.keep is not None:
+                    shutil.copytree(relay.store_path, options.keep)
+                    break
         say("taking what is left")
         counts = rounds.drain()
     result = _result(rounds, counts, options, cores)
