@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from smpd.stores.disk import Punch, hole_puncher, sync_directory
+from smpd.stores.disk import Punch, has_data, hole_puncher, sync_directory
 
 ALIGNMENT: Final = 4096
 """Each body starts at a multiple of this, in bytes, so that the place of each can be
@@ -111,7 +111,7 @@ class MessageBodies:
             self._current = self._kept_current = self._last
 
     def _take(self, number: int, size: int, *, wanted: bool) -> None:
-        """Takes up a file that was committed; one without bodies goes unless it is the last."""
+        """Takes up a file that was committed; an empty one goes unless it is the last."""
         path = self._path(number)
         try:
             there = path.stat().st_size
@@ -121,12 +121,12 @@ class MessageBodies:
             there = -1
         if wanted and there < size:
             raise OSError(errno.EIO, "shorter than it was", str(path))
-        if not wanted and (there < size or number != self._last):
-            self._gone.append(number)
-            return
-        if there > size:
-            os.truncate(path, size)
         self._sizes[number] = size
+        if not wanted and (there < size or (number != self._last and self._is_empty(number))):
+            del self._sizes[number]
+            self._gone.append(number)
+        elif there > size:
+            os.truncate(path, size)
 
     # -- writing
 
@@ -288,12 +288,11 @@ class MessageBodies:
             if place.file in self._sizes:
                 by_file[place.file].add(place)
         for number, some in by_file.items():
-            if self._live[number] > len(some) or self._stays(number):
-                self._wipe_in(number, some)
+            self._wipe_in(number, some)
         for number, some in by_file.items():
             self._live[number] -= len(some)
         for number in list(self._sizes):
-            if self._live[number] <= 0 and not self._stays(number):
+            if self._live[number] <= 0 and not self._stays(number) and self._is_empty(number):
                 self._path(number).unlink(missing_ok=True)
                 del self._sizes[number]
                 self._live.pop(number, None)
@@ -304,6 +303,14 @@ class MessageBodies:
     def _stays(self, number: int) -> bool:
         """Whether a file has to stay even without bodies: it will get more, or may be undone."""
         return number in (self._current, self._kept_current) or number in self._before
+
+    def _is_empty(self, number: int) -> bool:
+        """Whether all of a file is wiped: what no count can be wrong about."""
+        descriptor = os.open(self._path(number), os.O_RDONLY)
+        try:
+            return not has_data(descriptor, self._sizes[number])
+        finally:
+            os.close(descriptor)
 
     def _wipe_in(self, number: int, places: Iterable[Place]) -> None:
         descriptor = os.open(self._path(number), os.O_RDWR)

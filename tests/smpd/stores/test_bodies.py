@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from smpd.stores.bodies import ALIGNMENT, MessageBodies, Place
-from smpd.stores.disk import hole_puncher
+from smpd.stores.disk import has_data, hole_puncher
 
 LARGEST = 64 << 20
 SIZES = st.one_of(
@@ -539,6 +539,7 @@ def test_a_file_without_bodies_is_removed_at_the_start(directory: Path) -> None:
     bodies = new_bodies(directory, ALIGNMENT)
     committed(bodies, [b"one", b"two", b"three"])
     bodies.close()
+    (directory / "00000001").write_bytes(bytes(ALIGNMENT))
     sizes = dict.fromkeys((1, 2, 3), ALIGNMENT)
     again = MessageBodies(directory, sizes, {2: 1}, ALIGNMENT)
     assert names(directory) == ["00000002", "00000003"]
@@ -554,6 +555,23 @@ def test_a_file_that_was_removed_before_a_crash_is_told_again(directory: Path) -
     assert place.file == 10
     assert sorted(bodies.wipe([])) == [4, 9]
     bodies.close()
+
+
+@pytest.mark.parametrize("cannot", [None, errno.EOPNOTSUPP])
+def test_a_wrong_count_takes_no_body_along(directory: Path, cannot: int | None) -> None:
+    """Whoever counted wrong: a file goes when nothing is in it."""
+    bodies = new_bodies(directory, 2 * ALIGNMENT, cannot=cannot)
+    one, two, three, _ = committed(bodies, [b"one", b"two", b"three", b"four"])
+    committed(bodies, [b"five"])
+    assert bodies.wipe([one]) == []
+    bodies.close()
+    sizes = {1: 2 * ALIGNMENT, 2: 2 * ALIGNMENT, 3: ALIGNMENT}
+    again = MessageBodies(directory, sizes, {1: 0, 2: 1, 3: 1}, 2 * ALIGNMENT)
+    assert again.wipe([three]) == []
+    assert again.read(two) == b"two"
+    assert names(directory) == ["00000001", "00000002", "00000003"]
+    assert again.wipe([two]) == [1]
+    again.close()
 
 
 @pytest.mark.parametrize("size", [None, 0, ALIGNMENT - 1])
@@ -723,6 +741,31 @@ def test_a_machine_without_the_call(directory: Path, monkeypatch: pytest.MonkeyP
     bodies.wipe(places[:1])
     assert raw(directory).strip(b"\0") == b"two"
     bodies.close()
+
+
+@pytest.mark.parametrize(
+    ("holes", "data", "size", "expected"),
+    [
+        (0, b"", 0, False),
+        (0, b"", 100, False),
+        (0, bytes(3_000_000), 3_000_000, False),
+        (0, bytes(2_999_999) + b"x", 3_000_000, True),
+        (0, bytes(2_999_999) + b"x", 2_999_999, False),
+        (8_000_000, b"", 8_000_000, False),
+        (8_000_000, b"x", 8_000_001, True),
+        (8_000_000, b"x", 8_000_000, False),
+        (8_000_000, bytes(10), 9_000_000, False),
+    ],
+)
+def test_whether_there_is_data(
+    tmp_path: Path, holes: int, data: bytes, size: int, expected: bool
+) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        file.truncate(holes)
+        file.seek(holes)
+        file.write(data)
+        file.flush()
+        assert has_data(file.fileno(), size) is expected
 
 
 # -- all of it together, with crashes
