@@ -4,7 +4,8 @@ Changes are numbered. Those of a moment are gathered into a batch, which a write
 thread makes safe while the reactor goes on; when it has, the mark moves past their
 numbers. Some changes can be taken back while they wait, such as a message that is
 acknowledged at once: they wait for at least half of the interval, so that there is
-time for that, and are never written then.
+time for that, and are never written then. A commit costs some hundred microseconds
+whatever is in it, which is why it waits for others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ CallLater = Callable[..., IDelayedCall]
 CallFromThread = Callable[..., Any]
 """`IReactorFromThreads.callFromThread`."""
 
+_MANY = 16
+"""Changes for which a commit is worth its fixed costs."""
 _RETRY = 1.0
 """Seconds until a commit that failed is tried again."""
 
@@ -113,9 +116,9 @@ class _Flight(Generic[B]):
 class GroupCommit(Generic[B]):
     """Numbers changes, has them committed together, and keeps the mark.
 
-    `start` is the number of the last change of earlier runs. A change is handed to the
-    writer's thread `interval` seconds after it was noted at the latest, or when that is
-    done with the batch before. One batch is under way at a time.
+    `start` is the number of the last change of earlier runs. The writer's thread is given a
+    batch every `interval` seconds, or twice as often when there is much; one at a time.
+    Changes that can be taken back are in it when they have waited for half of that.
     """
 
     log = Logger()
@@ -142,6 +145,7 @@ class GroupCommit(Generic[B]):
         self._old: dict[int, Any] = {}
         self._flight: _Flight[B] | None = None
         self._due = False
+        self._rested = False
         self._timer: IDelayedCall | None = None
         self._retry: IDelayedCall | None = None
         self._notice: IDelayedCall | None = None
@@ -154,7 +158,7 @@ class GroupCommit(Generic[B]):
         if not self._firm:
             self._firm = self.noted
         if self._timer is None:
-            self._timer = self._call_later(self._tick_time, self._tick)
+            self._wait()
         return self.noted
 
     def note_item(self, item: object) -> int:
@@ -162,7 +166,7 @@ class GroupCommit(Generic[B]):
         self.noted += 1
         self._young[self.noted] = item
         if self._timer is None:
-            self._timer = self._call_later(self._tick_time, self._tick)
+            self._wait()
         return self.noted
 
     def withdraw(self, number: int) -> bool:
@@ -206,12 +210,25 @@ class GroupCommit(Generic[B]):
         if self._flight is not None:
             self._age()
             self._due = True
-            return
+        elif self._rested or len(self._old) >= _MANY:
+            self._turn_over()
+        elif self._anything:
+            self._age()
+            self._rested = True
+            self._wait()
+
+    def _turn_over(self) -> None:
+        """Hands over what has waited for a tick at least."""
         ready, self._old = self._old, {}
         self._age()
+        self._rested = False
         if self._firm or ready:
             self._hand_over(ready)
-        if self._anything and self._timer is None:
+        if self._anything:
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._timer is None:
             self._timer = self._call_later(self._tick_time, self._tick)
 
     def _age(self) -> None:
@@ -260,9 +277,10 @@ class GroupCommit(Generic[B]):
         if changed:
             self._steps.moved()
         if self._due:
+            # The disk is slow, and that has been time enough to take something back.
             self._due = False
-            if self._timer is None:
-                self._tick()
+            self._age()
+            self._turn_over()
 
     # -- failure
 

@@ -39,6 +39,11 @@ class Loop:
                 call, arguments = self._calls.get_nowait()
                 call(*arguments)
 
+    def pass_interval(self) -> None:
+        """Time enough for everything that was noted to be handed to the writer."""
+        for _ in range(3):
+            self.turn(TICK)
+
     def wait(self, until: Callable[[], bool], turns: int = 5000) -> None:
         """Turns until `until` says so; `TimeoutError` after so many turns of 2 ms."""
         for _ in range(turns):

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from smpd.stores.group_commit import GroupCommit, InPlace, Steps, WriterThread
 from tests.smpd.stores.disk_stores import Loop
 
-INTERVAL = 0.01
+INTERVAL = 1 / 64
 TICK = INTERVAL / 2
 
 
@@ -85,6 +85,7 @@ def test_changes_of_a_moment_are_written_together() -> None:
     assert disk.commits.committed == 7
     numbers = [disk.note(), disk.note(), disk.note()]
     assert numbers == [8, 9, 10]
+    disk.clock.advance(TICK)
     assert disk.commits.committed == 7
     disk.clock.advance(TICK)
     assert disk.written == [numbers]
@@ -101,23 +102,26 @@ def test_nothing_is_written_when_nothing_was_noted() -> None:
     assert disk.clock.getDelayedCalls() == []
 
 
-def test_items_wait_for_half_of_the_interval_at_least_and_all_of_it_at_most() -> None:
+def test_a_commit_every_interval_of_what_has_waited_for_half_of_it() -> None:
     disk = Disk()
-    first = disk.item()
-    disk.clock.advance(TICK * 0.9)
-    late = disk.item()
-    disk.clock.advance(TICK * 0.1)
-    assert disk.written == []
-    disk.clock.advance(TICK)
-    assert disk.written == [[first, late]]
-    disk.item()
-    disk.clock.advance(TICK)
-    disk.item()
-    disk.clock.advance(TICK)
-    assert disk.written == [[1, 2], [3]]
-    assert disk.commits.committed == 3
-    disk.clock.advance(TICK)
-    assert disk.written == [[1, 2], [3], [4]]
+    for _ in range(6):
+        disk.item()
+        disk.clock.advance(TICK / 2)
+        disk.item()
+        disk.clock.advance(TICK / 2)
+    assert disk.written == [[1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]
+    assert disk.commits.committed == 10
+    disk.clock.pump([TICK] * 2)
+    assert disk.written[3:] == [[11, 12]]
+
+
+def test_many_changes_are_committed_twice_as_often() -> None:
+    disk = Disk()
+    for _ in range(5):
+        for _ in range(20):
+            disk.item()
+        disk.clock.advance(TICK)
+    assert [len(batch) for batch in disk.written] == [20] * 4
 
 
 def test_an_item_taken_back_is_never_written_and_frees_the_mark() -> None:
@@ -163,19 +167,21 @@ def test_an_item_that_is_handed_over_cannot_be_taken_back() -> None:
 
 def test_a_firm_change_does_not_take_an_earlier_item_along() -> None:
     disk = Disk()
+    disk.note()
+    disk.clock.advance(TICK)
     item = disk.item()
     firm = disk.note()
     disk.clock.advance(TICK)
-    assert disk.written == [[firm]]
-    assert disk.commits.committed == 0
+    assert disk.written == [[1, firm]]
+    assert disk.commits.committed == 1
     assert disk.commits.withdraw(item)
-    assert disk.commits.committed == 2
+    assert disk.commits.committed == 3
 
 
 def test_one_batch_at_a_time_and_the_next_one_at_once_after_it() -> None:
     disk = Disk(worker=SlowWorker())
     first = disk.note()
-    disk.clock.advance(TICK)
+    disk.clock.pump([TICK] * 2)
     assert len(disk.worker.jobs) == 1
     later = [disk.note(), disk.item()]
     disk.clock.pump([TICK] * 4)
@@ -194,7 +200,7 @@ def test_a_failure_is_told_and_the_batch_tried_again_until_it_succeeds() -> None
     disk = Disk()
     disk.problem = OSError("full")
     number = disk.note()
-    disk.clock.advance(TICK)
+    disk.clock.pump([TICK] * 2)
     assert disk.failure() == "OSError('full')"
     assert disk.marks == [0]
     disk.clock.pump([1.0] * 3)
@@ -212,7 +218,7 @@ def test_another_failure_is_told_too() -> None:
     disk = Disk()
     disk.problem = OSError("full")
     disk.note()
-    disk.clock.advance(TICK)
+    disk.clock.pump([TICK] * 2)
     disk.problem = OSError("gone")
     disk.clock.advance(1.0)
     assert disk.failure() == "OSError('gone')"
@@ -223,7 +229,7 @@ def test_what_was_noted_before_a_failure_follows_after_it() -> None:
     disk = Disk(worker=SlowWorker())
     disk.problem = OSError("full")
     disk.note()
-    disk.clock.advance(TICK)
+    disk.clock.pump([TICK] * 2)
     disk.note()
     disk.item()
     disk.worker.work()

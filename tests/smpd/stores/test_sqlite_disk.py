@@ -75,8 +75,7 @@ def test_queues_used_least_are_dropped_and_read_again(stores: DiskStores) -> Non
     assert cached(store) == 50
     loop.turn()
     assert cached(store) == 50, "nothing may go before it is safe"
-    loop.turn(TICK)
-    loop.turn(TICK)
+    loop.pass_interval()
     for queue in queues[:3]:
         assert store.by_sender(queue.sender_id) is queue
     store.add(new_queue())

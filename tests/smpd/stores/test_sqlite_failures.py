@@ -23,7 +23,7 @@ from smpd.queues import DAY, Message, Queue, Status
 from smpd.stores.interface import Store, StoreError
 from smpd.stores.sqlite import StoreUnusable
 from tests.smpd.people import key, random
-from tests.smpd.stores.disk_stores import TICK, DiskStores, Loop
+from tests.smpd.stores.disk_stores import DiskStores, Loop
 from tests.smpd.stores.records import (
     NOW,
     link,
@@ -134,8 +134,7 @@ def test_a_disk_that_is_full_for_the_database_only(stores: DiskStores) -> None:
     log = directory / "relay.sqlite-wal"
     with largest_file(log.stat().st_size):
         store.write(queue, second := message(body=b"second"), 128)
-        loop.turn(TICK)
-        loop.turn(TICK)
+        loop.pass_interval()
         assert failure_of(store) is not None
         loop.turn(1.0)
     loop.turn(1.0)
@@ -215,8 +214,7 @@ def test_nothing_changes_while_nothing_can_be_written(
     with monkeypatch.context() as patch:
         patch.setattr(store._files.bodies, "append", _fails(errno.EIO))
         store.write(queue, message(), 128)
-        loop.turn(TICK)
-        loop.turn(TICK)
+        loop.pass_interval()
         assert failure_of(store) == "the disk reports errors"
         before = state(store, queue)
         ways = changes(store, queue)
@@ -284,8 +282,7 @@ def test_a_failure_at_any_statement_loses_nothing(stores: DiskStores, after: boo
         faulty = _Faulty(kept, at, after)
         store._writer._connection = faulty  # type: ignore[assignment]
         expected = _changed(store, fixture)
-        loop.turn(TICK)
-        loop.turn(TICK)
+        loop.pass_interval()
         failed = faulty.failed
         assert (store.failure is not None) is failed
         loop.turn(1.0)
@@ -356,8 +353,7 @@ def test_bodies_that_cannot_be_written(
     expected = _changed(store, _populated(store))
     with monkeypatch.context() as patch:
         patch.setattr(store._files.bodies, step, _fails(code))
-        loop.turn(TICK)
-        loop.turn(TICK)
+        loop.pass_interval()
         assert failure_of(store) == reason
         loop.turn(1.0)
         assert failure_of(store) == reason
