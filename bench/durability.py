@@ -25,7 +25,7 @@ from bench.server import STORES, Installation, Server
 from bench.workers import Workers
 from txsimplex.smp.versions import max_message_length
 
-_QUICK = {"seconds": 1.5, "warm_up": 0.5, "half_load_seconds": 2.5, "repeat": 2, "connections": 40}
+_QUICK = {"seconds": 1.5, "warm_up": 0.5, "half_load_seconds": 2.0, "repeat": 2, "connections": 40}
 _QUOTA = {("queues", "quota"): "1000000"}
 """So that messages that nobody takes can wait."""
 _SETTLE_STEP = 0.5
