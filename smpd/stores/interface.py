@@ -90,7 +90,10 @@ class Store(ABC):
     """Called, by the reactor's thread, whenever `committed` has moved or `failure` changed."""
 
     def unsafe(self, queue: Queue) -> int:
-        """The number of the last change of `queue` that is not safe yet; 0 when all are."""
+        """The number of the last change of `queue` that is not safe yet; 0 when all are.
+
+        Messages that were written do not count: no command finds that done already.
+        """
         return 0
 
     def refused(self, queue: Queue | None) -> None:

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +65,9 @@ _QUEUES_READ: Final = 32
 """Queues that expiry reads from disk in one step: about 5 ms."""
 _ROWS_READ: Final = 500
 """Rows of queues or messages that it looks at on disk in one step: about 2 ms."""
+
+_MESSAGES_PER_QUEUE: Final = 4
+"""Messages, without their bodies, that take the room of a queue in memory."""
 
 _NOT_READ: Final = Messages()
 """The messages of a queue that are on disk only; never changed."""
@@ -143,7 +147,7 @@ class SqliteStore(MemoryStore):
         self._closed = False
         self._trimming: IDelayedCall | None = None
         self._tidying: IDelayedCall | None = None
-        self._settled = self._tidied = 0
+        self._settled = self._tidied = self._loaded_messages = 0
         self._writer = SqliteWriter(
             files.writer,
             files.bodies,
@@ -225,6 +229,7 @@ class SqliteStore(MemoryStore):
         self._in_flight = Changes()
         self._settled += 1
         self._tidy_later()
+        self._trim_later()
 
     def _moved(self) -> None:
         self.committed = self._commits.committed
@@ -323,19 +328,24 @@ class SqliteStore(MemoryStore):
     def _enter(self, queue: Queue) -> None:
         super()._enter(queue)
         self._numbers[queue.number] = queue
-        if len(self._recent) > self._cached_queues and self._trimming is None:
+        self._trim_later()
+
+    def _excess(self) -> int:
+        """How many queues are to be dropped; many messages take the room of queues."""
+        room = self._cached_queues - self._loaded_messages // _MESSAGES_PER_QUEUE
+        return len(self._recent) - max(room, 0)
+
+    def _trim_later(self) -> None:
+        if self._trimming is None and self._excess() > 0:
             # Not at once: somebody has found one of them just now.
             self._trimming = self._call_later(0, self._trim)
 
     def _trim(self) -> None:
         """Drops the queues that were used least, but none with changes that are not safe."""
         self._trimming = None
-        recent = self._recent
-        for _ in range(len(recent) - self._cached_queues):
-            queue = next(iter(recent.values()))
-            if self._is_pinned(queue):
-                recent.move_to_end(queue.recipient_id)
-            else:
+        oldest = list(islice(self._recent.values(), max(self._excess(), 0)))
+        for queue in oldest:
+            if self._excess() > 0 and not self._is_pinned(queue):
                 self._drop(queue)
 
     def _is_pinned(self, queue: Queue) -> bool:
@@ -351,6 +361,7 @@ class SqliteStore(MemoryStore):
         del self._recent[queue.recipient_id]
         del self._senders[queue.sender_id]
         del self._numbers[queue.number]
+        self._loaded_messages -= len(queue.messages.waiting)
         if queue.link is not None:
             del self._links[queue.link.link_id]
         if queue.notifier is not None:
@@ -446,6 +457,7 @@ class SqliteStore(MemoryStore):
         for message in queue.messages.waiting:
             assert isinstance(message, StoredMessage)
             self._withdraw(message.number)
+        self._loaded_messages -= len(queue.messages.waiting)
         queue.messages = Messages()
         super().delete(queue)
         del self._numbers[queue.number]
@@ -464,6 +476,8 @@ class SqliteStore(MemoryStore):
             # A marker is the last one while it is there (smp-server.md §6).
             messages = Messages(waiting, not (waiting and waiting[-1].is_quota))
             queue.messages = messages
+            self._loaded_messages += len(waiting)
+            self._trim_later()
         return messages
 
     def write(self, queue: Queue, message: Message, quota: int) -> Written:
@@ -475,6 +489,7 @@ class SqliteStore(MemoryStore):
         if len(waiting) > size:
             stored = StoredMessage(waiting[-1], queue.number, self._reader.body)
             waiting[-1] = stored
+            self._loaded_messages += 1
             self.noted = stored.number = self._commits.note_item(stored)
         return Written(accepted, not size)
 
@@ -513,6 +528,7 @@ class SqliteStore(MemoryStore):
         removed = self._changes.removed
         for message in messages:
             assert isinstance(message, StoredMessage)
+            self._loaded_messages -= 1
             if message.safe or not self._withdraw(message.number):
                 removed.append(message)
                 self.noted = change = self._commits.note()

@@ -71,13 +71,15 @@ def test_queues_used_least_are_dropped_and_read_again(stores: DiskStores) -> Non
     queues = [new_queue(link=link(), notifier=notifier()) for _ in range(50)]
     for queue in queues:
         store.add(queue)
-        store.write(queue, message(), 4)
+    store.write(queues[10], message(), 4)
     assert cached(store) == 50
     loop.turn()
     assert cached(store) == 50, "nothing may go before it is safe"
-    loop.pass_interval()
     for queue in queues[:3]:
         assert store.by_sender(queue.sender_id) is queue
+    loop.pass_interval()
+    loop.turn()
+    assert cached(store) == 10
     store.add(new_queue())
     loop.turn()
     assert cached(store) == 10
@@ -127,6 +129,57 @@ def test_a_queue_with_changes_that_are_not_safe_stays(stores: DiskStores) -> Non
     store.by_sender(new_id())
     loop.turn()
     assert store.by_recipient(one.recipient_id) is one
+
+
+def test_many_messages_take_the_room_of_queues(stores: DiskStores) -> None:
+    directory, loop = stores.directory(), Loop()
+    store = stores.open(directory, loop, cached_queues=40)
+    queues = [new_queue() for _ in range(40)]
+    for queue in queues:
+        store.add(queue)
+        for _ in range(20):
+            store.write(queue, message(body=b""), 128)
+    assert store._loaded_messages == 800
+    loop.pass_interval()
+    loop.turn()
+    assert cached(store) == 6
+    assert store._loaded_messages == 120
+    for queue in queues:
+        assert store.message_count(refound(store, queue)) == 20
+        loop.turn()
+        assert cached(store) <= 7
+    store.delete(refound(store, queues[-1]))
+    for queue in queues[:-1]:
+        found = refound(store, queue)
+        while (first := store.head(found)) is not None:
+            store.remove(found, first.msg_id)
+    assert store._loaded_messages == 0
+    store.flush()
+    loop.turn()
+    assert cached(store) == 39
+
+
+def test_queues_that_expiry_reads_are_dropped_first(stores: DiskStores) -> None:
+    directory, loop = stores.directory(), Loop()
+    store = stores.open(directory, loop)
+    for _ in range(50):
+        store.add(queue := new_queue())
+        store.write(queue, message(NOW), 4)
+    stores.close(store)
+    store = stores.open(directory, loop, cached_queues=5)
+    hot = [new_queue() for _ in range(5)]
+    for queue in hot:
+        store.add(queue)
+    store.flush()
+    expired = 0
+    for step in store.expire_all(NOW + 1, 1000):
+        expired += step
+        loop.turn()
+    assert expired == 50
+    store.flush()
+    loop.turn()
+    assert cached(store) == 5
+    assert all(store.by_sender(queue.sender_id) is queue for queue in hot)
 
 
 def test_bodies_are_in_memory_only_until_they_are_safe(stores: DiskStores) -> None:
