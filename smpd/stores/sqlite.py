@@ -1,21 +1,15 @@
 """The store on disk: SQLite for records, files for the bodies of messages.
 
-Queues that are used are in memory, with the dictionaries of `MemoryStore` as index;
-others are read when they are needed, and those used least go when there are too many.
-What has changed stays until it is safe, so what is in memory is always newer than what
-is on disk. `smpd.stores.group_commit` has the changes written by a thread of its own.
+Changes are made in memory at once (`smpd.stores.sqlite_cache`) and noted;
+`smpd.stores.group_commit` has them written by a thread of its own, many together.
 """
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum, auto
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,18 +26,10 @@ from smpd.stores.group_commit import (
     WriterThread,
 )
 from smpd.stores.interface import Notification, Service, StoreError, StoreUnusable, Written
-from smpd.stores.memory import MemoryStore
+from smpd.stores.sqlite_cache import QueueCache
 from smpd.stores.sqlite_changes import Changes, NotedNotification
 from smpd.stores.sqlite_file import StoreFiles, failure_reason, open_files
-from smpd.stores.sqlite_reader import (
-    BY_LINK,
-    BY_NOTIFIER,
-    BY_NUMBER,
-    BY_RECIPIENT,
-    BY_SENDER,
-    FROM_NUMBER,
-    SqliteReader,
-)
+from smpd.stores.sqlite_reader import SqliteReader
 from smpd.stores.sqlite_rows import StoredMessage
 from smpd.stores.sqlite_writer import Batch, SqliteWriter
 from txsimplex.keys import PublicKey
@@ -61,24 +47,6 @@ _CLOSE_TIME: Final = 10.0
 """Seconds that closing waits for a disk that fails or does not answer."""
 _LAST_TIME: Final = 1.0
 """Seconds that it waits after that for the thread, which may hang in the disk."""
-_QUEUES_READ: Final = 32
-"""Queues that expiry reads from disk in one step: about 5 ms."""
-_ROWS_READ: Final = 500
-"""Rows of queues or messages that it looks at on disk in one step: about 2 ms."""
-
-_MESSAGES_PER_QUEUE: Final = 4
-"""Messages, without their bodies, that take the room of a queue in memory."""
-
-_NOT_READ: Final = Messages()
-"""The messages of a queue that are on disk only; never changed."""
-
-
-class _Lookup(Enum):
-    """Where the last queue that was looked for was found."""
-
-    CACHED = auto()
-    READ = auto()
-    MISSED = auto()
 
 
 def open_sqlite(
@@ -111,12 +79,8 @@ def open_sqlite(
         raise StoreUnusable(f"cannot use the store {directory}: {error}") from error
 
 
-class SqliteStore(MemoryStore):
-    """Queues in memory while they are used, and on disk.
-
-    A `Queue` that was found or added may be used until control is back with the reactor;
-    then it may be dropped from memory, and has to be looked up again.
-    """
+class SqliteStore(QueueCache):
+    """Changes queues in memory, and has the changes written. See `QueueCache` for finding them."""
 
     log = Logger()
 
@@ -130,24 +94,15 @@ class SqliteStore(MemoryStore):
         commit_interval: float,
         cached_queues: int,
     ) -> None:
-        super().__init__()
+        super().__init__(SqliteReader(files.reader, files.bodies), call_later, cached_queues)
         self._files = files
-        self._reader = SqliteReader(files.reader, files.bodies)
-        self._call_later = call_later
-        self._cached_queues = cached_queues
-        # In the order of use, the one used last at the end.
-        self._recent: OrderedDict[bytes, Queue] = OrderedDict()
-        self._recipients = self._recent
-        self._numbers: dict[int, Queue] = {}
         self._queue_count = files.queue_count
         self._notification_numbers: dict[bytes, list[int]] = {}
         self._changes = Changes()
         self._in_flight = Changes()
-        self._looked_up = _Lookup.MISSED
         self._closed = False
-        self._trimming: IDelayedCall | None = None
         self._tidying: IDelayedCall | None = None
-        self._settled = self._tidied = self._loaded_messages = 0
+        self._settled = self._tidied = 0
         self._writer = SqliteWriter(
             files.writer,
             files.bodies,
@@ -207,6 +162,9 @@ class SqliteStore(MemoryStore):
                 timer.cancel()
         if self._commits.stop(_CLOSE_TIME if safe else _LAST_TIME):
             self._files.close()
+
+    def _is_deleted(self, number: int) -> bool:
+        return number in self._changes.deleted or number in self._in_flight.deleted
 
     def _writable(self) -> None:
         if self._commits.failure is not None:
@@ -284,97 +242,6 @@ class SqliteStore(MemoryStore):
             self.log.error(
                 "the store cannot {action}: {reason}", action=action, reason=failure_reason(error)
             )
-
-    # -- finding
-
-    def by_recipient(self, recipient_id: bytes) -> Queue | None:
-        return self._found(self._recipients.get(recipient_id), BY_RECIPIENT, recipient_id)
-
-    def by_sender(self, sender_id: bytes) -> Queue | None:
-        return self._found(self._senders.get(sender_id), BY_SENDER, sender_id)
-
-    def by_notifier(self, notifier_id: bytes) -> Queue | None:
-        return self._found(self._notifiers.get(notifier_id), BY_NOTIFIER, notifier_id)
-
-    def by_link(self, link_id: bytes) -> Queue | None:
-        return self._found(self._links.get(link_id), BY_LINK, link_id)
-
-    def _found(self, queue: Queue | None, query: str, entity_id: bytes) -> Queue | None:
-        """The queue that was found in memory, or what there is on disk."""
-        if queue is None:
-            queue = self._load(query, entity_id)
-            self._looked_up = _Lookup.MISSED if queue is None else _Lookup.READ
-            return queue
-        self._looked_up = _Lookup.CACHED
-        self._recent.move_to_end(queue.recipient_id)
-        return queue
-
-    def _load(self, query: str, value: object) -> Queue | None:
-        row = self._reader.queue_row(query, value)
-        if row is None:
-            return None
-        number = row[0]
-        if number in self._numbers or self._is_deleted(number):
-            # It has lost the id since, as memory tells, and the disk will learn it.
-            return None
-        queue = self._reader.queue(row)
-        queue.messages = _NOT_READ
-        self._enter(queue)
-        return queue
-
-    def _is_deleted(self, number: int) -> bool:
-        return number in self._changes.deleted or number in self._in_flight.deleted
-
-    def _enter(self, queue: Queue) -> None:
-        super()._enter(queue)
-        self._numbers[queue.number] = queue
-        self._trim_later()
-
-    def _excess(self) -> int:
-        """How many queues are to be dropped; many messages take the room of queues."""
-        room = self._cached_queues - self._loaded_messages // _MESSAGES_PER_QUEUE
-        return len(self._recent) - max(room, 0)
-
-    def _trim_later(self) -> None:
-        if self._trimming is None and self._excess() > 0:
-            # Not at once: somebody has found one of them just now.
-            self._trimming = self._call_later(0, self._trim)
-
-    def _trim(self) -> None:
-        """Drops the queues that were used least, but none with changes that are not safe."""
-        self._trimming = None
-        oldest = list(islice(self._recent.values(), max(self._excess(), 0)))
-        for queue in oldest:
-            if self._excess() > 0 and not self._is_pinned(queue):
-                self._drop(queue)
-
-    def _is_pinned(self, queue: Queue) -> bool:
-        waiting = queue.messages.waiting
-        if waiting:
-            last = waiting[-1]
-            assert isinstance(last, StoredMessage)
-            if not last.safe:
-                return True
-        return self.unsafe(queue) > 0
-
-    def _drop(self, queue: Queue) -> None:
-        del self._recent[queue.recipient_id]
-        del self._senders[queue.sender_id]
-        del self._numbers[queue.number]
-        self._loaded_messages -= len(queue.messages.waiting)
-        if queue.link is not None:
-            del self._links[queue.link.link_id]
-        if queue.notifier is not None:
-            del self._notifiers[queue.notifier.notifier_id]
-
-    def refused(self, queue: Queue | None) -> None:
-        # A queue that is read costs a search by its id, a row and a record made from it.
-        if self._looked_up is _Lookup.CACHED:
-            self._reader.search_sender(b"" if queue is None else queue.sender_id)
-        if self._looked_up is not _Lookup.READ:
-            row = self._reader.queue_row(FROM_NUMBER, secrets.randbelow(self.noted + 1))
-            if row is not None:
-                self._reader.queue(row)
 
     def queue_count(self) -> int:
         return self._queue_count
@@ -467,19 +334,6 @@ class SqliteStore(MemoryStore):
 
     # -- messages
 
-    def _messages(self, queue: Queue) -> Messages:
-        """The messages of a queue, which are read when they are needed first."""
-        messages = queue.messages
-        if messages is _NOT_READ:
-            read = self._reader.messages(queue.number)
-            waiting: list[Message] = [*read]
-            # A marker is the last one while it is there (smp-server.md §6).
-            messages = Messages(waiting, not (waiting and waiting[-1].is_quota))
-            queue.messages = messages
-            self._loaded_messages += len(waiting)
-            self._trim_later()
-        return messages
-
     def write(self, queue: Queue, message: Message, quota: int) -> Written:
         self._writable()
         messages = self._messages(queue)
@@ -493,24 +347,12 @@ class SqliteStore(MemoryStore):
             self.noted = stored.number = self._commits.note_item(stored)
         return Written(accepted, not size)
 
-    def head(self, queue: Queue) -> Message | None:
-        waiting = self._messages(queue).waiting
-        if not waiting:
-            return None
-        first = waiting[0]
-        assert isinstance(first, StoredMessage)
-        # With its body, so that a disk that fails is noticed here.
-        return first if first.content is not None else first.whole()
-
     def remove(self, queue: Queue, msg_id: bytes) -> Message | None:
         self._writable()
         removed = self._messages(queue).remove(msg_id)
         if removed is not None:
             self._forget_messages(queue, (removed,))
         return removed
-
-    def message_count(self, queue: Queue) -> int:
-        return len(self._messages(queue).waiting)
 
     def expire(self, queue: Queue, before: float) -> int:
         messages = self._messages(queue)
@@ -533,69 +375,6 @@ class SqliteStore(MemoryStore):
                 removed.append(message)
                 self.noted = change = self._commits.note()
                 self._changes.last[queue.number] = change
-
-    def expire_all(self, before: float, step: int) -> Iterator[int]:
-        numbers = list(self._numbers)
-        for start in range(0, len(numbers), step):
-            expired = 0
-            for number in numbers[start : start + step]:
-                queue = self._numbers.get(number)
-                if queue is not None and queue.messages is not _NOT_READ:
-                    expired += self.expire(queue, before)
-            yield expired
-        yield from self._expire_on_disk(before)
-
-    def _expire_on_disk(self, before: float) -> Iterator[int]:
-        """Expires the messages of queues of which they are on disk only.
-
-        Looks at rows in the order of queues, since it is the first one that tells.
-        """
-        position = (-1, -1)
-        seen = -1
-        while rows := self._reader.some_messages(*position, _ROWS_READ):
-            expired = read = 0
-            for number, message, timestamp, is_quota in rows:
-                position = (number, message)
-                if number == seen:
-                    continue
-                seen = number
-                if timestamp < before and not is_quota:
-                    expired += self._expire_queue(number, before)
-                    read += 1
-                    if read == _QUEUES_READ:
-                        break
-            yield expired
-
-    def _expire_queue(self, number: int, before: float) -> int:
-        queue = self._numbers.get(number)
-        if queue is None:
-            queue = self._load_unused(number)
-        return 0 if queue is None else self.expire(queue, before)
-
-    def _load_unused(self, number: int) -> Queue | None:
-        """A queue that nobody has asked for: the first to be dropped."""
-        queue = self._load(BY_NUMBER, number)
-        if queue is not None:
-            self._recent.move_to_end(queue.recipient_id, last=False)
-        return queue
-
-    def unused(self, before: int, step: int) -> Iterator[list[Queue]]:
-        # Those in memory may have been used since their rows were written.
-        seen = set(self._numbers)
-        yield from super().unused(before, step)
-        last = -1
-        size = min(step, _QUEUES_READ)
-        while rows := self._reader.some_queues(last, min(step, _ROWS_READ)):
-            found: list[Queue] = []
-            for number, used_on in rows:
-                last = number
-                if number not in seen and used_on < before:
-                    queue = self._numbers.get(number) or self._load_unused(number)
-                    if queue is not None and queue.used_on < before:
-                        found.append(queue)
-                        if len(found) == size:
-                            break
-            yield found
 
     # -- notifications
 

@@ -33,8 +33,8 @@ _COLUMNS: Final = ", ".join(
 )
 _QUEUE: Final = f"SELECT {_COLUMNS} FROM queue LEFT JOIN link ON link.queue = queue.number WHERE "  # noqa: S608
 BY_NUMBER: Final = _QUEUE + "queue.number = ?"
-FROM_NUMBER: Final = _QUEUE + "queue.number >= ? ORDER BY queue.number LIMIT 1"
-"""The queue with this number, or the next one."""
+UP_TO_NUMBER: Final = _QUEUE + "queue.number <= ? ORDER BY queue.number DESC LIMIT 1"
+"""The queue with this number, or the one before."""
 BY_RECIPIENT: Final = _QUEUE + "queue.recipient_id = ?"
 BY_SENDER: Final = _QUEUE + "queue.sender_id = ?"
 BY_NOTIFIER: Final = _QUEUE + "queue.notifier_id = ?"

@@ -566,6 +566,51 @@ class StoreContract:
         assert [one.service_id for one in removed if one is not None] == [service_id] * 3
         assert store.notifier_count(service_id) == 0
 
+    # -- what is safe
+
+    def test_the_mark_follows_the_changes(self, store: Store, queue: Queue) -> None:
+        numbers = [store.noted]
+        store.use(queue, DAY)
+        numbers.append(store.noted)
+        store.write(queue, message(), 4)
+        numbers.append(store.noted)
+        assert numbers == sorted(numbers)
+        assert store.committed <= store.noted
+        store.flush()
+        assert store.committed == store.noted
+        assert store.unsafe(queue) == 0
+        assert store.failure is None
+
+    def test_a_change_of_a_queue_is_unsafe_until_the_mark_has_passed_it(
+        self, store: Store, queue: Queue
+    ) -> None:
+        other = new_queue()
+        store.add(other)
+        store.flush()
+        store.secure(queue, key().public)
+        assert store.unsafe(queue) <= store.noted
+        assert store.unsafe(queue) == 0 or store.unsafe(queue) > store.committed
+        assert store.unsafe(other) == 0
+
+    def test_reading_changes_nothing(self, store: Store) -> None:
+        queue = new_queue(link=link(), notifier=notifier())
+        store.add(queue)
+        store.write(queue, message(), 4)
+        assert queue.notifier is not None
+        before = store.noted
+        store.by_sender(queue.sender_id)
+        store.head(queue)
+        store.message_count(queue)
+        store.remove(queue, new_id())
+        store.expire(queue, NOW)
+        assert sum(store.expire_all(NOW, 10)) == 0
+        assert [each for step in store.unused(0, 10) for each in step] == []
+        store.notifier_count(new_id())
+        store.take_notifications(queue.notifier.notifier_id)
+        store.refused(queue)
+        store.refused(None)
+        assert store.noted == before
+
     def test_close_ends_it(self, store: Store, queue: Queue) -> None:
         store.write(queue, message(), 4)
         store.close()
