@@ -158,13 +158,17 @@ class QueueCache(MemoryStore):
     # -- time does not tell
 
     def refused(self, queue: Queue | None) -> None:
-        # A queue that is read costs a search by its id, a row and a record made from it.
+        # Each time two searches, one row and a record made from it. What is searched for is the
+        # same when the command comes again, as it is for an id that is not there.
+        if self._looked_up is _Lookup.READ:
+            if queue is not None:
+                self._reader.search_sender(queue.sender_id)
+            return
         if self._looked_up is _Lookup.CACHED:
-            self._reader.search_sender(b"" if queue is None else queue.sender_id)
-        if self._looked_up is not _Lookup.READ:
-            row = self._reader.queue_row(UP_TO_NUMBER, 1 + secrets.randbelow(self.noted or 1))
-            if row is not None:
-                self._reader.queue(row)
+            self._reader.queue_row(BY_SENDER, b"" if queue is None else queue.sender_id[::-1])
+        row = self._reader.queue_row(UP_TO_NUMBER, 1 + secrets.randbelow(self.noted or 1))
+        if row is not None:
+            self._reader.queue(row)
 
     # -- messages
 

@@ -604,7 +604,7 @@ def test_refusals_cost_the_same_for_every_queue(
 
     def counted_rows(query: str, *values: object) -> list[tuple[Any, ...]]:
         found = rows(query, *values)
-        counts["searches"] += "sender_id = ?" in query
+        counts["searches"] += 1
         counts["rows"] += len(found) and len(found[0]) > 1
         return found
 
@@ -617,7 +617,7 @@ def test_refusals_cost_the_same_for_every_queue(
     for sender_id in (queue.sender_id, queue.sender_id, new_id()):
         counts.update(rows=0, searches=0, records=0)
         store.refused(store.by_sender(sender_id))
-        assert counts == {"rows": 1, "searches": 1, "records": 1}
+        assert counts == {"rows": 1, "searches": 2, "records": 1}
 
 
 def test_refusals_in_an_empty_store(stores: DiskStores) -> None:
