@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from txsimplex.encoding import PAD_BYTE, ParseError, Reader, short
+from txsimplex.keys import PublicKey
 from txsimplex.smp import errors
 from txsimplex.smp.commands import Command, check_credentials, read_command
 from txsimplex.smp.errors import Error
@@ -32,12 +33,21 @@ _AUTHENTICATOR_SIZES: Final = frozenset(
 )
 
 
+class Proof(NamedTuple):
+    """That an authenticator is, or is not, `right` with the raw public `key` of its algorithm."""
+
+    right: bool
+    key: bytes
+
+
 @dataclass(slots=True)
 class Transmission:
     """A command as a relay received it.
 
     `header` is the correlation id and the entity id as encoded, which the answer
-    repeats; `authorized` what the authenticator authorises (§9.1).
+    repeats; `authorized` what the authenticator authorises (§9.1). `proof` is what was
+    found out about the authenticator before, `made_with` the key that it turns out to be
+    made with.
     """
 
     corr_id: bytes
@@ -47,6 +57,8 @@ class Transmission:
     authenticator: bytes
     service_signature: bytes | None
     authorized: bytes
+    proof: Proof | None = None
+    made_with: PublicKey | None = None
 
 
 @dataclass(slots=True)
