@@ -147,7 +147,7 @@ class Conduit:
         """The name in Twisted's own messages."""
         return "conduit"
 
-    def doRead(self) -> BaseException | None:
+    def doRead(self) -> Any:
         """Reads what has come, up to a bounded amount."""
         try:
             count = self._socket.recv_into(self._decoder.space())
@@ -164,7 +164,7 @@ class Conduit:
         self._received(frames)
         return None
 
-    def doWrite(self) -> BaseException | None:
+    def doWrite(self) -> Any:
         """Writes what waits."""
         self._write()
         return None

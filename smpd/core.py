@@ -329,7 +329,8 @@ class EdgeProcess:
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
-        self._stopped = stopped = Deferred()
+        stopped: Deferred[None] = Deferred()
+        self._stopped = stopped
         if self._process is None:
             self._fire_stopped()
         else:
@@ -339,7 +340,8 @@ class EdgeProcess:
 
     def close(self, seconds: float) -> Deferred[None]:
         """Ends its connections in order and then the process, after `seconds` by force."""
-        self._ended = ended = Deferred()
+        ended: Deferred[None] = Deferred()
+        self._ended = ended
         if self._process is None:
             self._fire_ended()
             return ended

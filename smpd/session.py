@@ -226,7 +226,12 @@ class Session:
             agreed.version, agreed.session_id, shown, agreed.secret is not None, agreed.service
         )
         self.partner = self._factory.meeting.meet(self, opened)
-        if self._agreed is not None and self.partner is not None:
+        if self.partner is not None:
+            self._await_answer()
+
+    def _await_answer(self) -> None:
+        """Takes no commands from the client before the relay has answered about its service."""
+        if self._agreed is not None:
             self.pause(Pause.SERVICE)
 
     def _fail(self, error: HandshakeError) -> None:
