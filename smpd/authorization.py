@@ -25,6 +25,7 @@ from txsimplex.smp.transmissions import (
     ED448_SIGNATURE,
     ED25519_SIGNATURE,
     X25519_AUTHENTICATOR,
+    Signed,
     Transmission,
 )
 
@@ -81,21 +82,23 @@ def authorized_by(peer: Peer, transmission: Transmission, keys: Sequence[PublicK
     return False
 
 
-def authenticated_by(peer: Peer, transmission: Transmission, key: PublicKey) -> bool | None:
+def authenticated_by(peer: Peer, signed: Signed, key: PublicKey) -> bool | None:
     """Whether the authenticator was made with `key`; None if it is one of another algorithm."""
-    if key.algorithm is not _ALGORITHMS.get(len(transmission.authenticator)):
+    if key.algorithm is not _ALGORITHMS.get(len(signed.authenticator)):
         return None
-    return _verify(peer, transmission, _authorized(peer, transmission), key)
+    return _verify(peer, signed, _authorized(peer, signed), key)
 
 
-def _authorized(peer: Peer, transmission: Transmission) -> bytes:
+def _authorized(peer: Peer, transmission: Transmission | Signed) -> bytes:
     """What the authenticator authorises; for a service with its fingerprint (smp-wire.md §9.1)."""
     if transmission.service_signature is not None and peer.service is not None:
         return peer.service.fingerprint + transmission.authorized
     return transmission.authorized
 
 
-def _verify(peer: Peer, transmission: Transmission, authorized: bytes, key: PublicKey) -> bool:
+def _verify(
+    peer: Peer, transmission: Transmission | Signed, authorized: bytes, key: PublicKey
+) -> bool:
     if key.algorithm is not Algorithm.X25519:
         return verify(key, authorized, transmission.authenticator)
     if peer.session_key is None:

@@ -265,6 +265,10 @@ NO_PROOFS: Final = b"\0"
 
 def encode_proofs(proofs: Sequence[Proof | None]) -> bytes:
     """What an edge has found out about the transmissions of a block, in their order."""
+    if len(proofs) == 1 and proofs[0] is not None:
+        # So it is for most blocks.
+        right, key = proofs[0]
+        return bytes((1, 1 if right else 2, len(key))) + key
     parts = [bytes((len(proofs),))]
     for proof in proofs:
         if proof is None:
@@ -275,16 +279,15 @@ def encode_proofs(proofs: Sequence[Proof | None]) -> bytes:
     return b"".join(parts)
 
 
-def decode_block(payload: bytes) -> tuple[list[Proof | None], bytes]:
-    """Proofs, none or one for each transmission, and the content of the block behind them.
+def decode_proofs(payload: bytes) -> tuple[list[Proof | None], int]:
+    """Proofs, none or one for each transmission, and where the content behind them starts.
 
     Raises `ParseError`.
     """
     if payload[:1] == NO_PROOFS:
-        return [], payload[1:]
+        return [], 1
     reader = Reader(payload)
-    proofs = [_decode_proof(reader) for _ in range(reader.u8())]
-    return proofs, reader.rest()
+    return reader.nonempty(lambda: _decode_proof(reader)), reader.position
 
 
 def _decode_proof(reader: Reader) -> Proof | None:

@@ -80,15 +80,18 @@ class Conduit:
 
     def put(self, kind: int, connection: int, *payload: bytes) -> None:
         """Sends a frame, with the rest of this turn."""
-        self.put_parts(head(kind, connection, sum(map(len, payload))), payload)
+        size = 0
+        for part in payload:
+            size += len(part)
+        self.put_parts(head(kind, connection, size), payload, size)
 
-    def put_parts(self, frame_head: bytes, payload: Sequence[bytes]) -> None:
-        """Sends a frame whose head is made already."""
+    def put_parts(self, frame_head: bytes, payload: Sequence[bytes], size: int) -> None:
+        """Sends a frame whose head is made already, and whose payload has `size` bytes."""
         if not self.open:
             return
         self._parts.append(frame_head)
         self._parts += payload
-        self._size += len(frame_head) + sum(map(len, payload))
+        self._size += len(frame_head) + size
         if self._blocked:
             self._measure()
         elif self._size >= _AT_ONCE:
@@ -115,7 +118,10 @@ class Conduit:
                 self._size = 0
                 break
             self._size -= sent
-            _drop(parts, sent)
+            if self._size:
+                _drop(parts, sent)
+            else:
+                parts.clear()
         if parts and not self._blocked:
             self._blocked = True
             self._reactor.addWriter(self)

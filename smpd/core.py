@@ -28,12 +28,11 @@ from smpd.channel import (
     Level,
     Start,
     content_head,
-    decode_block,
     decode_entry,
     decode_opened,
+    decode_proofs,
     encode_identity,
     encode_learned,
-    head,
 )
 from smpd.conduit import Conduit, pair
 from smpd.conversation import Conversation, Conversations, ServiceRefusedError
@@ -77,15 +76,16 @@ class EdgeLine:
         self.active_at = channel.now()
         for content in pack(transmissions):
             if not isinstance(content, TooLarge):
-                frame_head = head(_CONTENT, self._number, len(content))
-                channel.conduit.put_parts(frame_head, (content,))
+                channel.conduit.put(_CONTENT, self._number, content)
 
     def send_parts(self, parts: Sequence[bytes]) -> None:
         """Sends one transmission that fits into a block."""
         channel = self._channel
         self.active_at = channel.now()
-        frame_head = content_head(self._number, sum(map(len, parts)))
-        channel.conduit.put_parts(frame_head, parts)
+        size = 0
+        for part in parts:
+            size += len(part)
+        channel.conduit.put_parts(content_head(self._number, size), parts, size)
 
     def stop_reading(self) -> None:
         """Lets the edge read nothing from the client."""
@@ -122,8 +122,8 @@ class EdgeLine:
         if conversation is None:
             return
         self.active_at = self._channel.now()
-        proofs, content = decode_block(payload)
-        items = conversation.peer.framing.read_commands(content)
+        proofs, start = decode_proofs(payload)
+        items = conversation.peer.framing.read_commands(payload, start)
         for item, proof in zip(items, proofs, strict=False):
             if type(item) is Transmission:
                 item.proof = proof
@@ -314,7 +314,9 @@ class EdgeProcess:
             return
         finally:
             others.close()
-        self._channel = EdgeChannel(edges.conversations, edges.reactor, own, self._told, self._kill)
+        self._channel = EdgeChannel(
+            edges.conversations, edges.reactor, own, self._told, self._is_lost
+        )
         start = replace(edges.start, listening=tuple(places))
         self._channel.conduit.put(Kind.START, 0, start.encode())
         self.show(edges.identity)
@@ -364,6 +366,16 @@ class EdgeProcess:
             listening.callback(None)
         elif kind is Kind.STOPPED:
             self._fire_stopped()
+
+    def _is_lost(self) -> None:
+        """The channel is closed, so the process is about to end, or has to be."""
+        process = self._process
+
+        def kill() -> None:
+            if self._process is process:
+                self._kill()
+
+        self._edges.reactor.callLater(_STOP_TIME, kill)
 
     def _kill(self) -> None:
         if self._process is not None:

@@ -29,7 +29,6 @@ from zope.interface import implementer
 
 from smpd.channel import (
     CHANNEL,
-    NO_PROOFS,
     Frame,
     Kind,
     Level,
@@ -38,7 +37,6 @@ from smpd.channel import (
     decode_learned,
     encode_entry,
     encode_opened,
-    encode_proofs,
 )
 from smpd.conduit import Conduit
 from smpd.known_keys import KnownKeys
@@ -49,7 +47,7 @@ from txsimplex.blocks_transport import TransportLimits
 from txsimplex.keys import Random
 from txsimplex.listening import adopt
 from txsimplex.smp.handshake import RelayIdentity
-from txsimplex.smp.transmissions import Framing, Transmission
+from txsimplex.smp.transmissions import Framing
 from txsimplex.smp.versions import VersionRange
 from txsimplex.tls import server_context
 
@@ -83,7 +81,8 @@ class RemotePartner:
         if content is None:
             conduit.put(Kind.BAD_BLOCK, self.number)
         else:
-            conduit.put(_BLOCK, self.number, self._proofs(content), content)
+            proofs = self._edge.keys.proofs(self._peer, content)
+            conduit.put(_BLOCK, self.number, proofs, content)
         if conduit.full:
             self._edge.hold_back(self._session)
 
@@ -96,14 +95,6 @@ class RemotePartner:
     def end(self) -> None:
         """The connection is gone."""
         self._edge.left(self)
-
-    def _proofs(self, content: bytes) -> bytes:
-        keys, peer = self._edge.keys, self._peer
-        proofs = [
-            keys.prove(peer, item) if type(item) is Transmission else None
-            for item in peer.framing.read_commands(content)
-        ]
-        return encode_proofs(proofs) if any(proofs) else NO_PROOFS
 
     # -- for the core
 

@@ -10,9 +10,11 @@ for a queue that does not exist, with nobody's key.
 from __future__ import annotations
 
 from smpd.authorization import authenticated_by
+from smpd.channel import NO_PROOFS, encode_proofs
 from smpd.peers import Peer
+from txsimplex.encoding import ParseError
 from txsimplex.keys import PublicKey
-from txsimplex.smp.transmissions import Proof, Transmission
+from txsimplex.smp.transmissions import Proof, cut
 
 KEYS_KEPT = 65536
 """Keys that an edge remembers, about 300 bytes each."""
@@ -34,14 +36,28 @@ class KnownKeys:
             # The one that was not used for the longest time.
             del keys[next(iter(keys))]
 
-    def prove(self, peer: Peer, transmission: Transmission) -> Proof | None:
+    def proofs(self, peer: Peer, content: bytes) -> bytes:
+        """What can be said of the commands in the content of a block, as it is sent to the core."""
+        size = len(content)
+        if size > 3 and content[0] == 1 and (content[1] << 8 | content[2]) == size - 3:
+            proof = self._prove(peer, content, 3, size)
+            return NO_PROOFS if proof is None else encode_proofs((proof,))
+        try:
+            places = cut(content)
+        except ParseError:
+            return NO_PROOFS
+        proofs = [self._prove(peer, content, start, end) for start, end in places]
+        return encode_proofs(proofs) if any(proofs) else NO_PROOFS
+
+    def _prove(self, peer: Peer, content: bytes, start: int, end: int) -> Proof | None:
         """Whether the authenticator is right with the key that is known; None without one."""
-        if not transmission.authenticator:
+        signed = peer.framing.read_signed(content, start, end)
+        if signed is None:
             return None
-        keys = self._keys
-        key = keys.pop(transmission.entity_id, None)
+        keys, entity_id = self._keys, signed.entity_id
+        key = keys.pop(entity_id, None)
         if key is None:
             return None
-        keys[transmission.entity_id] = key
-        right = authenticated_by(peer, transmission, key)
+        keys[entity_id] = key
+        right = authenticated_by(peer, signed, key)
         return None if right is None else Proof(right, key.raw)

@@ -106,9 +106,10 @@ class Straight:
 
     def put(self, kind: int, connection: int, *payload: bytes) -> None:
         """As of a conduit."""
-        self.put_parts(head(kind, connection, sum(map(len, payload))), payload)
+        size = sum(map(len, payload))
+        self.put_parts(head(kind, connection, size), payload, size)
 
-    def put_parts(self, frame_head: bytes, payload: Sequence[bytes]) -> None:
+    def put_parts(self, frame_head: bytes, payload: Sequence[bytes], size: int) -> None:
         """As of a conduit."""
         data = b"".join((frame_head, *payload))
         self.sent.append(Kind(data[4]))

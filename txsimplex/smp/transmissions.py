@@ -62,6 +62,17 @@ class Transmission:
 
 
 @dataclass(slots=True)
+class Signed:
+    """A transmission as far as its authenticator is concerned; see `Transmission`."""
+
+    corr_id: bytes
+    entity_id: bytes
+    authenticator: bytes
+    service_signature: bytes | None
+    authorized: bytes
+
+
+@dataclass(slots=True)
 class Refused:
     """A transmission that is answered with `error` before anything is looked up."""
 
@@ -111,11 +122,17 @@ class Framing:
 
     # -- the relay's side
 
-    def read_commands(self, content: bytes) -> list[Transmission | Refused]:
-        """The commands in a block's `content`, in order; bad ones with their error (§9.3)."""
-        size = len(content)
-        if size > 3 and content[0] == 1 and (content[1] << 8 | content[2]) == size - 3:
-            return [self.read_command(content, 3, size)]
+    def read_commands(self, content: bytes, first: int = 0) -> list[Transmission | Refused]:
+        """The commands in a block's `content`, in order; bad ones with their error (§9.3).
+
+        The content starts at the byte `first`.
+        """
+        size, start = len(content), first + 3
+        if size > start and content[first] == 1:
+            if (content[first + 1] << 8 | content[first + 2]) == size - start:
+                return [self.read_command(content, start, size)]
+        if first:
+            content = content[first:]
         try:
             places = cut(content)
         except ParseError:
@@ -159,6 +176,39 @@ class Framing:
         authorized = self.session + content[position:end]
         return Transmission(
             corr_id, entity_id, header, command, authenticator, signature, authorized
+        )
+
+    def read_signed(self, content: bytes, start: int, end: int) -> Signed | None:
+        """The command in ``content[start:end]`` if it has an authenticator and an entity id.
+
+        The command itself is not read, nor whether a session id is the right one. None also
+        when it cannot be read.
+        """
+        try:
+            position = start + 1 + content[start]
+            if position == start + 1:
+                return None
+            authenticator = content[start + 1 : position]
+            signature = None
+            if self.version >= SERVICE_CERTIFICATES:
+                if content[position] == NO_SERVICE_SIGNATURE:
+                    position += 1
+                else:
+                    signature, position = _read_service_signature(content, position, end)
+            if self.version < IMPLIED_SESSION:
+                position += 1 + content[position]
+            corr_end = position + 1 + content[position]
+            entity_end = corr_end + 1 + content[corr_end]
+        except (ParseError, IndexError):
+            return None
+        if entity_end > end or entity_end == corr_end + 1:
+            return None
+        return Signed(
+            content[position + 1 : corr_end],
+            content[corr_end + 1 : entity_end],
+            authenticator,
+            signature,
+            self.session + content[position:end],
         )
 
     def answer(self, header: bytes, message: bytes) -> bytes:
