@@ -119,12 +119,20 @@ class Straight:
         """Gives frames to this side."""
         self._waiting.append(data)
         if not self._busy:
-            self._busy = True
-            while self._waiting:
-                data = self._waiting.pop(0)
-                self._decoder.space()[: len(data)] = data
-                self.receive(self._decoder.take(len(data)))
-            self._busy = False
+            self.flow()
+
+    def hold(self) -> None:
+        """Gives this side nothing until `flow`."""
+        self._busy = True
+
+    def flow(self) -> None:
+        """Gives this side what has come."""
+        self._busy = True
+        while self._waiting:
+            data = self._waiting.pop(0)
+            self._decoder.space()[: len(data)] = data
+            self.receive(self._decoder.take(len(data)))
+        self._busy = False
 
     def close(self) -> None:
         """The end."""

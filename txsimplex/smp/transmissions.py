@@ -128,9 +128,12 @@ class Framing:
         The content starts at the byte `first`.
         """
         size, start = len(content), first + 3
-        if size > start and content[first] == 1:
-            if (content[first + 1] << 8 | content[first + 2]) == size - start:
-                return [self.read_command(content, start, size)]
+        if (
+            size > start
+            and content[first] == 1
+            and (content[first + 1] << 8 | content[first + 2]) == size - start
+        ):
+            return [self.read_command(content, start, size)]
         if first:
             content = content[first:]
         try:
