@@ -54,7 +54,7 @@ async def until(done: Callable[[], object]) -> None:
     for _ in range(500):
         if done():
             return
-        await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+        await deferLater(reactor, 0.01)
     raise AssertionError("it does not come")
 
 

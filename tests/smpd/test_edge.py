@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
 from smpd import authorization
@@ -203,12 +203,12 @@ def test_a_full_client_gets_messages_when_it_has_caught_up(scene: Scene) -> None
     client.session.pauseProducing()
     client.wire.buffered = 128 * BLOCK_SIZE
     assert isinstance(scene.ask(c.Que(), scene.key), m.Info)
-    assert scene.at_edge.sent[-1] is Kind.FULL
+    assert scene.at_edge.sent[-1] == Kind.FULL
     scene.send()
     assert client.wire.blocks == []
     client.wire.buffered = 0
     client.session.resumeProducing()
-    assert scene.at_edge.sent[-1] is Kind.READY
+    assert scene.at_edge.sent[-1:] == [Kind.READY]
     assert isinstance(scene.answer(), m.Msg)
 
 
@@ -241,10 +241,11 @@ def test_commands_wait_until_the_service_is_accepted(scene: Scene) -> None:
     client = Client(scene.sessions, service=new_service(), greet=False)
     hello = client.hello()
     client.session.blockReceived(client.seal(hello.hello))
-    assert not client.wire.reading
     assert client.wire.blocks == []
+    reading = [client.wire.reading]
     scene.at_edge.flow()
-    assert client.wire.reading
+    reading.append(client.wire.reading)
+    assert reading == [False, True]
     assert len(client.wire.blocks) == 1
 
 
@@ -304,10 +305,11 @@ def test_what_fails_ends_one_connection(
 
 def test_what_an_edge_logs_is_in_the_log_of_the_core(scene: Scene) -> None:
     logged: list[Any] = []
-    globalLogPublisher.addObserver(logged.append)
+    observe = cast(ILogObserver, logged.append)
+    globalLogPublisher.addObserver(observe)
     scene.at_edge.put(Kind.LOG, 0, encode_entry(Level.ERROR, "{not} a format"))
     scene.at_edge.put(Kind.LOG, 0, encode_entry(Level.WARNING, "a warning"))
-    globalLogPublisher.removeObserver(logged.append)
+    globalLogPublisher.removeObserver(observe)
     assert [(event["log_level"], event["text"]) for event in logged] == [
         (LogLevel.error, "{not} a format"),
         (LogLevel.warn, "a warning"),
@@ -317,10 +319,11 @@ def test_what_an_edge_logs_is_in_the_log_of_the_core(scene: Scene) -> None:
 def test_only_what_matters_goes_to_the_core(scene: Scene) -> None:
     observer = CoresLog(scene.edge.conduit)
     logged: list[Any] = []
-    globalLogPublisher.addObserver(logged.append)
+    observe = cast(ILogObserver, logged.append)
+    globalLogPublisher.addObserver(observe)
     for level in (LogLevel.debug, LogLevel.info, LogLevel.warn, LogLevel.critical):
         observer({"log_level": level, "log_format": "{what}", "what": level.name})
-    globalLogPublisher.removeObserver(logged.append)
+    globalLogPublisher.removeObserver(observe)
     assert [(event["log_level"], event["text"]) for event in logged] == [
         (LogLevel.warn, "warn"),
         (LogLevel.error, "critical"),
