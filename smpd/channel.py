@@ -262,6 +262,10 @@ def decode_learned(payload: bytes) -> tuple[bytes, PublicKey]:
 
 NO_PROOFS: Final = b"\0"
 
+# What nearly all blocks have: one proof, with a key of 32 bytes.
+_ONE_RIGHT: Final = b"\1\1\x20"
+_ONE_RIGHT_END: Final = 35
+
 
 def encode_proofs(proofs: Sequence[Proof | None]) -> bytes:
     """What an edge has found out about the transmissions of a block, in their order."""
@@ -286,6 +290,8 @@ def decode_proofs(payload: bytes) -> tuple[list[Proof | None], int]:
     """
     if payload[:1] == NO_PROOFS:
         return [], 1
+    if payload[:3] == _ONE_RIGHT and len(payload) >= _ONE_RIGHT_END:
+        return [Proof(True, payload[3:_ONE_RIGHT_END])], _ONE_RIGHT_END
     reader = Reader(payload)
     return reader.nonempty(lambda: _decode_proof(reader)), reader.position
 

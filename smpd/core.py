@@ -129,10 +129,14 @@ class EdgeLine:
                 item.proof = proof
         conversation.process(items)
         for item in items:
-            if type(item) is not Transmission or item.made_with is None or not item.entity_id:
-                continue
-            if item.proof is None or item.proof.key != item.made_with.raw:
-                self._tell(Kind.LEARN, encode_learned(item.entity_id, item.made_with))
+            if type(item) is Transmission and item.made_with is not None:
+                self._teach(item)
+
+    def _teach(self, item: Transmission) -> None:
+        """Tells the edge the key of a command that it has not verified with the right one."""
+        key, proof = item.made_with, item.proof
+        if key is not None and item.entity_id and (proof is None or proof.key != key.raw):
+            self._tell(Kind.LEARN, encode_learned(item.entity_id, key))
 
     def bad_block(self, payload: bytes) -> None:
         """A block that did not open."""
