@@ -25,7 +25,7 @@ from bench.options import (
     versions,
 )
 from bench.percentiles import Durations, merged
-from bench.processes import Cores, say
+from bench.running import Cores, say
 from bench.server import Server
 from bench.workers import Worker, Workers
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.options import allow_many_files, finish, parse, positive, run_benchmark
-from bench.processes import Cores, say
+from bench.running import Cores, say
 from bench.server import STORES, Installation, Server
 from bench.workers import Worker, Workers
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.options import allow_many_files, finish, parse, positive, run_benchmark, versions
 from bench.percentiles import Durations, merged
-from bench.processes import Cores, say
+from bench.running import Cores, say
 from bench.server import STORES, Installation, Server
 from bench.workers import Workers
 from txsimplex.smp.versions import max_message_length

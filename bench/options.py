@@ -7,8 +7,9 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
-from bench.processes import Cores, exit_on_sigterm, say
+from bench.running import Cores, exit_on_sigterm, say
 from bench.server import STORES, OwnServer, Server, ServerFailedError
 from bench.workers import WorkerFailedError
 from txsimplex.addresses import Scheme, ServerAddress
@@ -72,7 +73,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, quick: Mapping[str, float]
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, quick: Mapping[str, Any]
 ) -> argparse.Namespace:
     """The options; with `--quick`, what is not said is as in `quick`."""
     if parser.parse_args(arguments).quick:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.processes import say
+from bench.running import say
 from bench.server import Server
 
 _RATE = 250

@@ -25,8 +25,8 @@ from bench.options import (
     versions,
 )
 from bench.percentiles import Durations, merged
-from bench.processes import Cores, cpu_seconds, say
 from bench.profiles import profiled_server, sample
+from bench.running import Cores, cpu_seconds, say
 from bench.server import Server
 from bench.workers import Workers
 from txsimplex.smp.versions import BLOCK_ENCRYPTION, max_message_length

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.filling import FilledQueue, fill
 from bench.options import allow_many_files, finish, parse, positive, run_benchmark
-from bench.processes import Cores, say
+from bench.running import Cores, say
 from bench.server import Installation, Server, ServerFailedError
 from bench.workers import Worker, Workers
 from txsimplex.keys import Algorithm, PrivateKey

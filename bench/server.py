@@ -14,10 +14,11 @@ from pathlib import Path
 from socket import socket
 from types import TracebackType
 
-from bench.processes import (
+from bench.running import (
     ROOT,
     Cores,
     Process,
+    children,
     cpu_seconds,
     open_files,
     python,
@@ -162,7 +163,7 @@ class Installation:
                 _, found, address = line.partition(_READY)
                 if found:
                     parsed = ServerAddress.parse(address.strip(), Scheme.SMP)
-                    return Server(parsed, (process.pid,))
+                    return Server(parsed, (process.pid, *children(process.pid)))
             if process.popen.poll() is not None:
                 text = self._log.read_text().strip()
                 raise ServerFailedError(f"the relay did not start:\n{text}")

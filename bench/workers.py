@@ -21,7 +21,7 @@ from twisted.internet.stdio import StandardIO
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from bench.processes import Process, python
+from bench.running import Process, python
 
 _ANSWER_TIME = 60.0
 _LONGEST_LINE = 1 << 24

@@ -25,6 +25,7 @@ from txsimplex.smp.transmissions import (
     ED448_SIGNATURE,
     ED25519_SIGNATURE,
     X25519_AUTHENTICATOR,
+    Signed,
     Transmission,
 )
 
@@ -57,18 +58,23 @@ _SECRETS_KEPT: Final = 4096
 def authorized_by(peer: Peer, transmission: Transmission, keys: Sequence[PublicKey]) -> bool:
     """Whether the authenticator was made with one of `keys`.
 
-    `keys` is empty when there is no such queue; that takes as long.
+    `keys` is empty when there is no such queue; that takes as long. What an edge process has
+    verified already, right or wrong, is not verified again: it has cost the same there.
     """
     algorithm = _ALGORITHMS.get(len(transmission.authenticator))
     if algorithm is None:
         return False
-    authorized = transmission.authorized
-    if transmission.service_signature is not None and peer.service is not None:
-        authorized = peer.service.fingerprint + authorized
-    tried = False
+    authorized = _authorized(peer, transmission)
+    proof = transmission.proof
+    tried = proof is not None
     for key in keys:
         if key.algorithm is algorithm:
-            if _verify(peer, transmission, authorized, key):
+            if proof is not None and proof.key == key.raw:
+                right = proof.right
+            else:
+                right = _verify(peer, transmission, authorized, key)
+            if right:
+                transmission.made_with = key
                 return True
             tried = True
     if not tried:
@@ -76,7 +82,23 @@ def authorized_by(peer: Peer, transmission: Transmission, keys: Sequence[PublicK
     return False
 
 
-def _verify(peer: Peer, transmission: Transmission, authorized: bytes, key: PublicKey) -> bool:
+def authenticated_by(peer: Peer, signed: Signed, key: PublicKey) -> bool | None:
+    """Whether the authenticator was made with `key`; None if it is one of another algorithm."""
+    if key.algorithm is not _ALGORITHMS.get(len(signed.authenticator)):
+        return None
+    return _verify(peer, signed, _authorized(peer, signed), key)
+
+
+def _authorized(peer: Peer, transmission: Transmission | Signed) -> bytes:
+    """What the authenticator authorises; for a service with its fingerprint (smp-wire.md §9.1)."""
+    if transmission.service_signature is not None and peer.service is not None:
+        return peer.service.fingerprint + transmission.authorized
+    return transmission.authorized
+
+
+def _verify(
+    peer: Peer, transmission: Transmission | Signed, authorized: bytes, key: PublicKey
+) -> bool:
     if key.algorithm is not Algorithm.X25519:
         return verify(key, authorized, transmission.authenticator)
     if peer.session_key is None:

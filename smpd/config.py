@@ -7,6 +7,7 @@ smpd.ini(5) document them for whoever runs a relay.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ MOST_VERSION = 18
 _LONGEST = 1e9
 """No interval is longer: about 31 years, in seconds."""
 _SHORTEST = 0.01
+_MOST_PROCESSES = 64
 
 
 def _endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
@@ -151,9 +153,14 @@ _QUEUE_SIZE = whole_number(1, 65535)
 _INTERVAL = seconds(_SHORTEST, _LONGEST)
 
 
+def _read_processes(text: str) -> int:
+    number = whole_number(1, _MOST_PROCESSES).read
+    return min(len(os.sched_getaffinity(0)), _MOST_PROCESSES) if text == "auto" else number(text)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """`[server]`: where the relay listens and what its address says.
+    """`[server]`: where the relay listens, with how many processes, and what its address says.
 
     `listen` holds Twisted endpoint descriptions, `hosts` the names and addresses
     of the printed address; the paths are complete, or relative to the working
@@ -168,6 +175,9 @@ class ServerSettings:
     key: Path = setting(_path(), Path("server.key"))  # noqa: RUF009
     ca_certificate: Path = setting(_path(), Path("ca.crt"))  # noqa: RUF009
     address_port: int | None = setting(optional(whole_number(1, 65535)), None)
+    processes: int = setting(
+        Kind(_read_processes, f"auto, or a whole number from 1 to {_MOST_PROCESSES}"), 1
+    )
 
     @property
     def port(self) -> int:
@@ -310,6 +320,7 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     server = settings.server
     _check_versions(document, settings.protocol)
     _check_files(document, server)
+    _check_processes(document, server)
     _check_store(document, settings.store)
     if document.faults:
         raise ConfigurationError(sorted(document.faults, key=lambda fault: fault.line or 0))
@@ -334,6 +345,13 @@ def load(path: Path) -> Settings:
     else:
         return parse(text, str(path), path.parent)
     raise ConfigurationError([Fault(str(path), None, None, None, found, "an INI file in UTF-8")])
+
+
+def _check_processes(document: Document, server: ServerSettings) -> None:
+    if server.processes > 1 and any(_tcp_port(each) == 0 for each in server.listen):
+        document.refuse(
+            "server", "listen", "port 0", "a port that several processes can share", "processes"
+        )
 
 
 def _check_versions(document: Document, protocol: ProtocolSettings) -> None:

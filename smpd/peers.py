@@ -9,6 +9,7 @@ from typing import Protocol
 from txsimplex.boxes import BoxKey
 from txsimplex.keys import PrivateKey, PublicKey
 from txsimplex.smp.commands import Role
+from txsimplex.smp.handshake import ServiceClaim
 from txsimplex.smp.transmissions import Framing
 
 
@@ -24,6 +25,21 @@ class Outlet(Protocol):
 
     def send_parts(self, parts: Sequence[bytes]) -> None:
         """Sends one transmission, given in parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection after its handshake, before the relay has said anything to its service.
+
+    `session_key` is the relay's own of this connection, None if the client was not shown it;
+    `has_client_key` whether the client has sent one.
+    """
+
+    version: int
+    session_id: bytes = field(repr=False)
+    session_key: PrivateKey | None
+    has_client_key: bool
+    service: ServiceClaim | None = None
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ from twisted.internet.task import Cooperator, LoopingCall, SchedulerStopped
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from smpd.conversation import Conversations
 from smpd.relay import Relay
-from smpd.session import SessionFactory
 
 _QUEUES_PER_STEP = 1000
 """Queues looked at in one go for expiry: about a millisecond."""
@@ -47,7 +47,11 @@ class Rounds(Service):
     log = Logger()
 
     def __init__(
-        self, relay: Relay, sessions: SessionFactory, intervals: Intervals, reactor: IReactorTime
+        self,
+        relay: Relay,
+        conversations: Conversations,
+        intervals: Intervals,
+        reactor: IReactorTime,
     ) -> None:
         self._reactor = reactor
         self._relay = relay
@@ -61,7 +65,7 @@ class Rounds(Service):
         ]
         ttl = intervals.inactive_ttl
         if ttl is not None:
-            rounds.append((intervals.inactive_check, lambda: sessions.close_idle(ttl), False))
+            rounds.append((intervals.inactive_check, lambda: conversations.close_idle(ttl), False))
         self._rounds = rounds
         self._loops: list[LoopingCall] = []
         self._cooperator: Cooperator | None = None

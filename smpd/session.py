@@ -1,4 +1,4 @@
-"""One connection of the relay: handshake, blocks in, blocks out, back-pressure.
+"""One connection: handshake, blocks in, blocks out, back-pressure.
 
 The edge between a block transport and the relay: what it knows of the protocol is
 blocks and the handshake (docs/spec/smp-server.md §2, smp-wire.md §6, §7).
@@ -6,45 +6,53 @@ blocks and the handshake (docs/spec/smp-server.md §2, smp-wire.md §6, §7).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import IntFlag
+from typing import Protocol
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from smpd.peers import Peer, PeerService
-from smpd.relay import Outcome, Relay
-from smpd.stores.interface import RoleMismatch, StoreError
+from smpd.conversation import Conversations, ServiceRefusedError
+from smpd.peers import Opened
 from txsimplex.blocks_transport import BLOCK_SIZE, BlockTransport
 from txsimplex.boxes import BoxError, PlainBlocks
 from txsimplex.certificates import CertificateError, check_client_chain
 from txsimplex.encoding import ParseError
 from txsimplex.keys import Algorithm, PrivateKey, Random
-from txsimplex.smp import errors
 from txsimplex.smp.handshake import (
     Blocks,
     HandshakeError,
     RelayHandshake,
     RelayIdentity,
     RelaySession,
-    ServiceClaim,
     accept_service,
     refuse_service,
 )
-from txsimplex.smp.transmissions import BAD_BLOCK, Framing, TooLarge, frame_padded, pack
+from txsimplex.smp.transmissions import TooLarge, frame_padded, pack
 from txsimplex.smp.versions import SMP_RANGE, VersionRange
 
-_FEW_ANSWERS = 4
-"""Up to this many answers share a block with the first message (smp-server.md §2.2)."""
-
-_MOST_HELD = 32
-"""Blocks whose answers may wait for the store before the client is not read from any more."""
-
 _PLAIN = PlainBlocks()
+
+
+class Pause(IntFlag):
+    """Why a client is not read from."""
+
+    BUFFER = 1
+    """It takes its answers slower than they come."""
+    ANSWERS = 2
+    """Many of its answers wait for the store."""
+    SERVICE = 4
+    """The relay has not yet said whether it knows the service."""
+    CHANNEL = 8
+    """The way to the relay is full."""
+
+
+_BUFFER = Pause.BUFFER.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +60,82 @@ class SessionLimits:
     """`handshake_time` in seconds from TLS to the end of the handshake; `send_queue` in blocks.
 
     While that many blocks wait to be written, a connection gets no messages of others.
-    `store_time`: seconds that answers wait for a store that fails, before they become errors.
     """
 
     handshake_time: float = 120.0
     send_queue: int = 128
-    store_time: float = 5.0
     versions: VersionRange = SMP_RANGE
 
 
+class Partner(Protocol):
+    """The relay's side of a connection, as its session knows it."""
+
+    def receive(self, content: bytes | None) -> None:
+        """Takes the content of a block; None for a block that did not open."""
+
+    def resumed(self) -> None:
+        """The client has taken what was buffered for it."""
+
+    def end(self) -> None:
+        """The connection is gone."""
+
+
+class Meeting(Protocol):
+    """Where sessions find their partners, in this process or another one."""
+
+    def meet(self, session: Session, opened: Opened) -> Partner | None:
+        """The partner of a session that has shaken hands, None when it is refused at once.
+
+        Calls `Session.accepted` or `Session.refused`, before or after it returns.
+        """
+
+
+class SameProcess:
+    """Sessions and the relay in one process."""
+
+    def __init__(self, conversations: Conversations) -> None:
+        self._conversations = conversations
+
+    def meet(self, session: Session, opened: Opened) -> Partner | None:
+        """See `Meeting`."""
+        try:
+            conversation = self._conversations.open(session, opened)
+        except ServiceRefusedError:
+            session.refused()
+            return None
+        service = conversation.peer.service
+        session.accepted(None if service is None else service.service_id)
+        return conversation
+
+
 class Session:
-    """One connection; the receiver of its blocks and the outlet of its peer."""
+    """One connection; the receiver of its blocks, and a `smpd.conversation.Line`."""
 
     __slots__ = (
+        "_agreed",
         "_factory",
         "_handshake",
-        "_held",
         "_incoming",
         "_outgoing",
-        "_paused",
-        "_relay",
+        "_pauses",
         "_session_key",
         "_time_limit",
         "_transport",
         "active_at",
-        "peer",
+        "partner",
     )
 
     def __init__(self, factory: SessionFactory) -> None:
         self._factory = factory
-        self._relay = factory.relay
         self._transport: BlockTransport | None = None
         self._handshake: RelayHandshake | None = None
+        self._agreed: RelaySession | None = None
         self._session_key: PrivateKey | None = None
         self._time_limit: IDelayedCall | None = None
         self._incoming: Blocks = _PLAIN
         self._outgoing: Blocks = _PLAIN
-        self._paused = False
-        self._held: deque[Outcome] | None = None
-        self.peer: Peer | None = None
+        self._pauses = 0
+        self.partner: Partner | None = None
         self.active_at = factory.now()
 
     # -- the transport's receiver
@@ -128,45 +173,35 @@ class Session:
     def blockReceived(self, block: bytes) -> None:
         """A block from the client."""
         self.active_at = self._factory.now()
-        peer = self.peer
-        if peer is None:
+        partner = self.partner
+        if partner is None:
             self._receive_hello(block)
             return
         try:
             content = self._incoming.open(block)
         except (BoxError, ParseError):
-            outcome = self._relay.process(peer, (BAD_BLOCK,))
+            partner.receive(None)
         else:
-            outcome = self._relay.process(peer, peer.framing.read_commands(content))
-        if outcome.refused:
-            self.send(outcome.refused)
-        if self._held is not None or max(outcome.needs, default=0) > self._relay.store.committed:
-            self._hold(outcome)
-        else:
-            self._answer(outcome)
+            partner.receive(content)
 
     def pauseProducing(self) -> None:
         """The client reads slower than it is answered: it is not read from either."""
-        self._paused = True
-        if self._transport is not None:
-            self._transport.pauseReading()
+        self.pause(Pause.BUFFER)
 
     def resumeProducing(self) -> None:
         """The client has caught up."""
-        self._paused = False
-        if self._transport is not None and (self._held is None or len(self._held) < _MOST_HELD):
-            self._transport.resumeReading()
-        if self.peer is not None:
-            self._relay.ready(self.peer)
+        self.resume(Pause.BUFFER)
+        if self.partner is not None:
+            self.partner.resumed()
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone."""
         self._end_time_limit()
         self._transport = None
         self._handshake = None
-        self._end_hold()
-        if self.peer is not None:
-            self._relay.leave(self.peer)
+        self._agreed = None
+        if self.partner is not None:
+            self.partner.end()
         self._factory.ended(self)
 
     # -- the handshake
@@ -177,46 +212,79 @@ class Session:
             return
         self._handshake = None
         try:
-            session = handshake.receive(_PLAIN.open(block))
-            service = None if session.service is None else self._serve(session.service)
+            agreed = handshake.receive(_PLAIN.open(block))
         except HandshakeError as error:
-            if error.answer is not None:
-                transport.sendBlock(_PLAIN.seal(error.answer))
-            transport.loseConnection()
+            self._fail(error)
             return
         except ParseError:
             transport.loseConnection()
             return
-        if service is not None:
-            transport.sendBlock(_PLAIN.seal(accept_service(service.service_id)))
-        self._end_time_limit()
-        self._start(session, service, transport.alpn)
-
-    def _serve(self, claim: ServiceClaim) -> PeerService:
-        try:
-            service = self._relay.service(claim.role, claim.chain, claim.fingerprint)
-        except (RoleMismatch, StoreError):
-            raise refuse_service() from None
-        return PeerService(service.service_id, claim.role, claim.fingerprint, claim.session_key)
-
-    def _start(
-        self, session: RelaySession, service: PeerService | None, alpn: bytes | None
-    ) -> None:
-        self._incoming, self._outgoing = session.blocks()
-        shown = self._session_key if alpn is not None else None
+        self._agreed = agreed
+        shown = self._session_key if transport.alpn is not None else None
         self._session_key = None
-        self.peer = Peer(
-            Framing(session.version, session.session_id),
-            shown,
-            self,
-            service,
-            has_client_key=session.secret is not None,
+        opened = Opened(
+            agreed.version, agreed.session_id, shown, agreed.secret is not None, agreed.service
         )
+        self.partner = self._factory.meeting.meet(self, opened)
+        if self.partner is not None:
+            self._await_answer()
+
+    def _await_answer(self) -> None:
+        """Takes no commands from the client before the relay has answered about its service."""
+        if self._agreed is not None:
+            self.pause(Pause.SERVICE)
+
+    def _fail(self, error: HandshakeError) -> None:
+        transport = self._transport
+        if transport is not None:
+            if error.answer is not None:
+                transport.sendBlock(_PLAIN.seal(error.answer))
+            transport.loseConnection()
+
+    def accepted(self, service_id: bytes | None) -> None:
+        """The relay takes part, and knows the service if there is one: the handshake is over."""
+        transport, agreed = self._transport, self._agreed
+        if transport is None or agreed is None:
+            return
+        self._agreed = None
+        if service_id is not None:
+            transport.sendBlock(_PLAIN.seal(accept_service(service_id)))
+        self._end_time_limit()
+        self._incoming, self._outgoing = agreed.blocks()
+        self.resume(Pause.SERVICE)
+
+    def refused(self) -> None:
+        """The relay refuses the service."""
+        self._agreed = None
+        self._fail(refuse_service())
 
     def _end_time_limit(self) -> None:
         if self._time_limit is not None and self._time_limit.active():
             self._time_limit.cancel()
         self._time_limit = None
+
+    # -- reading
+
+    def pause(self, reason: Pause) -> None:
+        """Reads nothing from the client until no reason is left."""
+        self._pauses |= reason.value
+        if self._transport is not None:
+            self._transport.pauseReading()
+
+    def resume(self, reason: Pause) -> None:
+        """Reads from the client again if there is no other reason not to."""
+        if self._pauses:
+            self._pauses &= ~reason.value
+            if not self._pauses and self._transport is not None:
+                self._transport.resumeReading()
+
+    def stop_reading(self) -> None:
+        """Reads nothing from the client, many of whose answers wait."""
+        self.pause(Pause.ANSWERS)
+
+    def go_on_reading(self) -> None:
+        """Reads from the client again, as far as its answers are concerned."""
+        self.resume(Pause.ANSWERS)
 
     # -- sending
 
@@ -226,7 +294,7 @@ class Session:
         transport = self._transport
         if transport is None:
             return True
-        if not self._paused:
+        if not self._pauses & _BUFFER:
             # Nobody would tell the relay when it is over.
             return False
         return transport.buffered >= self._factory.limits.send_queue * BLOCK_SIZE
@@ -254,75 +322,13 @@ class Session:
             blocks = self._outgoing
             transport.sendBlock(blocks.seal_padded(frame_padded(parts, blocks.padded_size)))
 
-    def _answer(self, outcome: Outcome) -> None:
-        """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""
-        answers, messages = outcome.answers, outcome.messages
-        if messages and len(answers) <= _FEW_ANSWERS:
-            self.send([*answers, messages[0]])
-            messages = messages[1:]
-        elif answers:
-            self.send(answers)
-        for message in messages:
-            self.send((message,))
+    def send_content(self, content: bytes) -> None:
+        """Sends a block with this content."""
+        transport = self._transport
+        if transport is not None:
+            transport.sendBlock(self._outgoing.seal(content))
 
-    # -- answers that wait for the store
-
-    def _hold(self, outcome: Outcome) -> None:
-        """Keeps answers until what they depend on is safe, and all later ones behind them."""
-        held = self._held
-        if held is None:
-            held = self._held = deque()
-            self._factory.holding[self] = None
-        held.append(outcome)
-        if len(held) >= _MOST_HELD and self._transport is not None:
-            self._transport.pauseReading()
-
-    def release(self) -> None:
-        """Gives the answers that the store's mark has passed."""
-        held = self._held
-        if held is None:
-            return
-        mark = self._relay.store.committed
-        while held and max(held[0].needs, default=0) <= mark:
-            self._answer(held.popleft())
-        self._after_release(held)
-
-    def give_up(self, problem: str) -> None:
-        """Gives all answers: ``ERR STORE`` instead of those that depend on what is not safe."""
-        held, peer = self._held, self.peer
-        if held is None or peer is None:
-            return
-        mark = self._relay.store.committed
-        message = b"ERR " + errors.store_error(problem).encode(peer.version)
-        while held:
-            outcome = held.popleft()
-            outcome.answers = [
-                answer if need <= mark else peer.framing.instead(answer, message)
-                for answer, need in zip(outcome.answers, outcome.needs, strict=True)
-            ]
-            self._answer(outcome)
-        self._after_release(held)
-
-    def _after_release(self, held: deque[Outcome]) -> None:
-        if not held:
-            self._end_hold()
-        if len(held) < _MOST_HELD and self._transport is not None and not self._paused:
-            self._transport.resumeReading()
-
-    def _end_hold(self) -> None:
-        if self._held is not None:
-            self._held = None
-            self._factory.holding.pop(self, None)
-
-    # -- by the relay's service
-
-    @property
-    def idle(self) -> bool:
-        """Whether it may be closed for inactivity: it is set up and subscribed to nothing."""
-        peer = self.peer
-        if peer is None or peer.notifier_ids or peer.service_subscribed or peer.service_notifiers:
-            return False
-        return all(subscription.getter for subscription in peer.subscriptions.values())
+    # -- ending
 
     def close(self) -> None:
         """Ends the connection in order."""
@@ -336,16 +342,15 @@ class Session:
 
 
 class SessionFactory:
-    """Makes the sessions of a relay.
+    """Makes sessions.
 
-    `context` is the TLS context of the next connection; replacing it and `identity`
-    together is how a new certificate comes into use. `now` gives seconds of any
-    epoch, for inactivity; `today` the time that certificates are checked at.
+    `context` is the TLS context of the next connection; `today` gives the time that
+    certificates are checked at.
     """
 
     def __init__(
         self,
-        relay: Relay,
+        meeting: Meeting,
         identity: RelayIdentity,
         context: SSL.Context,
         limits: SessionLimits,
@@ -353,7 +358,7 @@ class SessionFactory:
         random: Random,
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.relay = relay
+        self.meeting = meeting
         self.identity = identity
         self.context = context
         self.limits = limits
@@ -362,9 +367,6 @@ class SessionFactory:
         self.now = reactor.seconds
         self.call_later = reactor.callLater
         self.sessions: set[Session] = set()
-        self.holding: dict[Session, None] = {}
-        self._giving_up: IDelayedCall | None = None
-        relay.store.on_commit = self._committed
         self._closed: Deferred[None] | None = None
 
     def buildReceiver(self, address: IAddress) -> Session:
@@ -373,23 +375,10 @@ class SessionFactory:
         self.sessions.add(session)
         return session
 
-    def _committed(self) -> None:
-        """The store's mark has moved, or the store has a failure now or no more."""
-        for session in list(self.holding):
-            session.release()
-        failing = self.relay.store.failure is not None
-        if failing and self._giving_up is None:
-            self._giving_up = self.call_later(self.limits.store_time, self._give_up)
-        elif not failing and self._giving_up is not None:
-            self._giving_up.cancel()
-            self._giving_up = None
-
-    def _give_up(self) -> None:
-        self._giving_up = None
-        problem = self.relay.store.failure
-        if problem is not None:
-            for session in list(self.holding):
-                session.give_up(problem)
+    def show(self, identity: RelayIdentity, context: SSL.Context) -> None:
+        """Shows new connections another certificate."""
+        self.context = context
+        self.identity = identity
 
     def ended(self, session: Session) -> None:
         """Forgets a session whose connection is gone."""
@@ -401,8 +390,6 @@ class SessionFactory:
     def close_all(self, seconds: float) -> Deferred[None]:
         """Closes all connections in order, and after `seconds` those that are left at once."""
         closed: Deferred[None] = Deferred()
-        if self.relay.store.failure is not None:
-            self._give_up()
         if not self.sessions:
             closed.callback(None)
             return closed
@@ -425,10 +412,3 @@ class SessionFactory:
         if self._closed is not None:
             closed, self._closed = self._closed, None
             closed.callback(None)
-
-    def close_idle(self, ttl: float) -> None:
-        """Closes the connections that are subscribed to nothing and silent for `ttl` seconds."""
-        before = self.now() - ttl
-        for session in list(self.sessions):
-            if session.active_at < before and session.idle:
-                session.close()

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -28,19 +29,23 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from smpd.channel import Start
 from smpd.config import DEFAULT_PATH, Settings, StoreSettings, load
+from smpd.conversation import Conversations
+from smpd.core import Edges
 from smpd.credentials import CredentialsError, read_identity
 from smpd.ini import ConfigurationError
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
-from smpd.session import Session, SessionFactory, SessionLimits
+from smpd.session import SameProcess, Session, SessionFactory, SessionLimits
 from smpd.stopping import Stopping
 from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
 from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
 from smpd.stores.sqlite import open_sqlite
 from txsimplex import fast_reactor
+from txsimplex.block_port import ReceiverFactory
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.certificates import ServerIdentity
 from txsimplex.listening import listen
@@ -95,7 +100,8 @@ class Entrance:
     """Stands at the ports, which are opened while privileges last, for the sessions to come."""
 
     def __init__(self) -> None:
-        self.sessions: SessionFactory | None = None
+        self.conversations: Conversations | None = None
+        self.sessions: SessionFactory | Edges | None = None
 
     @property
     def context(self) -> SSL.Context:
@@ -142,16 +148,18 @@ class RelayService(MultiService):
     def _assemble(self, store: Store) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
         self.relay = Relay(store, rules(settings), time.time, os.urandom)
-        self.sessions = SessionFactory(
-            self.relay,
-            shown(identity),
-            context(settings, identity),
-            session_limits(settings),
-            reactor,
-            os.urandom,
-        )
+        conversations = Conversations(self.relay, reactor, settings.store.answer_timeout)
+        shows = shown(identity), context(settings, identity)
+        self.sessions: SessionFactory | Edges
+        if settings.server.processes == 1:
+            meeting = SameProcess(conversations)
+            limits = session_limits(settings)
+            self.sessions = SessionFactory(meeting, *shows, limits, reactor, os.urandom)
+        else:
+            self.sessions = Edges(conversations, *shows, edge_start(settings), reactor)
+        self._entrance.conversations = conversations
         self._entrance.sessions = self.sessions
-        Rounds(self.relay, self.sessions, intervals(settings), reactor).setServiceParent(self)
+        Rounds(self.relay, conversations, intervals(settings), reactor).setServiceParent(self)
         self.reload = Reload(settings, self.sessions)
         self.reload.setServiceParent(self)
         Stopping(reactor).setServiceParent(self)
@@ -184,27 +192,30 @@ class Listener(Service):
         self._entrance = entrance
         self._reactor = reactor
         self.ports: list[IListeningPort] = []
+        # Those of each edge process.
+        self._shares: list[list[IListeningPort]] = [[] for _ in range(settings.server.processes)]
         self._started = False
 
     def privilegedStartService(self) -> None:
         """Listens, or ends the process with the reason."""
         super().privilegedStartService()
         allow_connections()
-        limits = TransportLimits(
-            setup_time=self._settings.protocol.tls_timeout,
-            close_time=_CLOSE_TIME,
-            high_water=min(_HIGH_WATER, self._settings.delivery.send_queue),
-            low_water=min(_LOW_WATER, self._settings.delivery.send_queue - 1),
-        )
         refused: list[str] = []
         for description in self._settings.server.listen:
-            try:
-                waiting = self._listen(description, limits)
-            except ValueError as error:
-                refused.append(f"cannot listen on {description}: {error}")
-                continue
-            waiting.addCallback(self.ports.append)
-            waiting.addErrback(self._refused, description, refused)
+            # Each process has a TCP socket of its own, and the kernel shares clients out.
+            shares = [self._shares]
+            if description.partition(":")[0] in ("tcp", "tcp6"):
+                shares = [[each] for each in self._shares]
+            for share in shares:
+                try:
+                    waiting = self._listen(description, transport_limits(self._settings))
+                except ValueError as error:
+                    refused.append(f"cannot listen on {description}: {error}")
+                    break
+                waiting.addCallback(self._add, share)
+                waiting.addErrback(self._refused, description, refused)
+                if refused:
+                    break
         if refused:
             raise SystemExit("\n".join(refused))
         # What fails from now on fails while the relay runs already.
@@ -214,16 +225,31 @@ class Listener(Service):
         """Listens; on a port of all interfaces by IPv6 and IPv4 where there is both (§4.4)."""
         everywhere = _EVERYWHERE.fullmatch(description)
         if everywhere is None:
-            return listen(self._reactor, description, self._entrance, limits=limits)
+            return self._listen_on(description, limits)
 
         def without_ipv6(failure: Failure) -> Deferred[IListeningPort]:
             error = failure.value
             if not isinstance(error, CannotListenError) or error.socketError.errno not in _NO_IPV6:
                 failure.raiseException()
-            return listen(self._reactor, description, self._entrance, limits=limits)
+            return self._listen_on(description, limits)
 
-        both = listen(self._reactor, f"tcp6:{everywhere[1]}", self._entrance, limits=limits)
+        both = self._listen_on(f"tcp6:{everywhere[1]}", limits)
         return both.addErrback(without_ipv6)
+
+    def _listen_on(self, description: str, limits: TransportLimits) -> Deferred[IListeningPort]:
+        several = len(self._shares) > 1
+        entrance = self._entrance
+        return listen(self._reactor, description, entrance, limits=limits, reuse_port=several)
+
+    def _add(self, port: Any, shares: Sequence[list[IListeningPort]]) -> None:
+        self.ports.append(port)
+        if len(self._shares) > 1:
+            if not isinstance(getattr(port, "factory", None), ReceiverFactory):
+                raise ValueError("such an endpoint is for one process only")
+            # Edges accept connections, and this process none.
+            port.stopReading()
+            for share in shares:
+                share.append(port)
 
     def _refused(self, failure: Failure, description: str, refused: list[str]) -> None:
         sentence = f"cannot listen on {description}: {failure.getErrorMessage()}"
@@ -236,7 +262,18 @@ class Listener(Service):
     def startService(self) -> None:
         """Says where the relay is, once it runs and signals stop it in order."""
         super().startService()
-        self._reactor.callLater(0, self._announce)
+        self._reactor.callLater(0, self._begin)
+
+    def _begin(self) -> None:
+        edges = self._entrance.sessions
+        if isinstance(edges, Edges):
+            sockets: list[list[int]] = [
+                [port.fileno() for port in share]  # type: ignore[attr-defined]
+                for share in self._shares
+            ]
+            edges.run(sockets).addCallback(lambda result: self._announce())
+        else:
+            self._announce()
 
     def _announce(self) -> None:
         sessions = self._entrance.sessions
@@ -255,12 +292,14 @@ class Listener(Service):
     def stopService(self) -> Any:
         """Stops listening, answers what is under way, closes the connections; in bounded time."""
         yield maybeDeferred(super().stopService)
+        conversations, sessions = self._entrance.conversations, self._entrance.sessions
+        if isinstance(sessions, Edges):
+            yield sessions.stop_accepting()
         ports, self.ports = self.ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        sessions = self._entrance.sessions
-        if sessions is not None:
-            # What waits for it is answered before the connections are closed.
-            sessions.relay.store.flush()
+        if conversations is not None and sessions is not None:
+            # What waits is answered before the connections are closed.
+            conversations.settle()
             yield sessions.close_all(_CLOSE_TIME)
 
 
@@ -269,7 +308,7 @@ class Reload(Service):
 
     log = Logger()
 
-    def __init__(self, settings: Settings, sessions: SessionFactory) -> None:
+    def __init__(self, settings: Settings, sessions: SessionFactory | Edges) -> None:
         self._settings = settings
         self._sessions = sessions
         self._former: Any = None
@@ -304,8 +343,7 @@ class Reload(Service):
         if identity.key_hash != self._sessions.identity.key_hash:
             self.log.error("the certificate stays as it is: the new one is of another identity")
             return
-        self._sessions.context = context(self._settings, identity)
-        self._sessions.identity = shown(identity)
+        self._sessions.show(shown(identity), context(self._settings, identity))
         self.log.info("new connections are shown the certificate read now")
 
 
@@ -371,8 +409,34 @@ def session_limits(settings: Settings) -> SessionLimits:
     return SessionLimits(
         handshake_time=protocol.handshake_timeout,
         send_queue=settings.delivery.send_queue,
-        store_time=settings.store.answer_timeout,
         versions=VersionRange(protocol.minimum_version, protocol.maximum_version),
+    )
+
+
+def transport_limits(settings: Settings) -> TransportLimits:
+    """What the configuration says about the transport of connections."""
+    return TransportLimits(
+        setup_time=settings.protocol.tls_timeout,
+        close_time=_CLOSE_TIME,
+        high_water=min(_HIGH_WATER, settings.delivery.send_queue),
+        low_water=min(_LOW_WATER, settings.delivery.send_queue - 1),
+    )
+
+
+def edge_start(settings: Settings) -> Start:
+    """What edge processes are told of the configuration."""
+    protocol, limits = settings.protocol, transport_limits(settings)
+    return Start(
+        listening=(),
+        handshake_time=protocol.handshake_timeout,
+        send_queue=settings.delivery.send_queue,
+        minimum_version=protocol.minimum_version,
+        maximum_version=protocol.maximum_version,
+        request_client_certificates=protocol.request_client_certificates,
+        setup_time=limits.setup_time,
+        close_time=limits.close_time,
+        high_water=limits.high_water,
+        low_water=limits.low_water,
     )
 
 

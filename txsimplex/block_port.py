@@ -10,7 +10,7 @@ from collections.abc import Callable
 from socket import socket as Socket
 from typing import Any
 
-from twisted.internet import tcp, unix
+from twisted.internet import address, tcp, unix
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
@@ -102,6 +102,12 @@ class BlockPort(tcp.Port):
         self._created = created
         return created
 
+    def adopt(self, listening: Socket) -> None:
+        """Begin to accept connections from a socket that listens already."""
+        if listening.family == socket.AF_INET6:
+            self._addressType = address.IPv6Address
+        _adopt(self, listening)
+
     def startListening(self) -> None:
         """Take the address and begin to accept connections.
 
@@ -154,9 +160,20 @@ class UnixBlockPort(unix.Port):
         self.limits = limits
         self.handshakes = handshakes or HandshakeBudget(self.reactor)
 
+    def adopt(self, listening: Socket) -> None:
+        """Begin to accept connections from a socket that listens already."""
+        _adopt(self, listening)
+
     def doRead(self) -> None:
         """Accept what there is, a bounded number in each turn."""
         _accept(self, super().doRead)
+
+
+def _adopt(port: BlockPort | UnixBlockPort, listening: Socket) -> None:
+    port._preexistingSocket = listening
+    # Others may go on to accept connections from it.
+    port._shouldShutdown = False
+    port.startListening()
 
 
 def _accept(port: BlockPort | UnixBlockPort, accept_in_trouble: Callable[[], None]) -> None:

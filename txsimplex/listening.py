@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from socket import AF_UNIX, socket as Socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -47,6 +48,33 @@ def listen(
         raise ValueError("the endpoint has other parameters than these") from None
     listening: Deferred[IListeningPort] = endpoint.listen(factory)
     return listening
+
+
+def adopt(
+    reactor: Any,
+    descriptor: int,
+    receivers: BlockReceiverFactory,
+    *,
+    limits: TransportLimits = _DEFAULT_LIMITS,
+) -> IListeningPort:
+    """Accept clients from a socket that listens already, TCP or Unix.
+
+    The socket may be shared with other processes: it is not shut down in the end, and the path of a
+    Unix socket stays. The descriptor itself is closed then.
+
+    :param reactor: an epoll, poll or select reactor.
+    :param descriptor: of the socket, which does not block.
+    :param receivers: makes the receivers and holds the TLS context.
+    :param limits: for each connection.
+    """
+    listening = Socket(fileno=descriptor)
+    port: BlockPort | UnixBlockPort
+    if listening.family == AF_UNIX:
+        port = UnixBlockPort(b"\0", receivers, reactor=reactor, limits=limits)
+    else:
+        port = BlockPort(0, receivers, reactor=reactor, limits=limits)
+    port.adopt(listening)
+    return port
 
 
 class _StreamFactory(ReceiverFactory):

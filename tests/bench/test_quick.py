@@ -79,6 +79,19 @@ def test_relay_with_few_queues() -> None:
     assert only["faults"] == []
 
 
+def test_processes() -> None:
+    result = run("processes", "--seconds", "1", "--connections", "10", "--repeat", "1")
+    one, two = result["processes_1"], result["processes_2"]
+    assert one["edges_us_per_message"] == 0
+    assert two["edges_us_per_message"] > 0
+    for each in (one, two):
+        assert each["core_us_per_message"] > 0
+        assert each["messages"] > 0
+        assert each["faults"] == []
+    assert one["gain_on_two_cores"] == 1
+    assert two["gain_on_two_cores"] > 0
+
+
 def test_connections() -> None:
     result = run("connections", "--idle", "200", "--burst", "50", "--seconds", "2")
     for key in (

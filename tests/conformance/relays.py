@@ -33,6 +33,9 @@ REFERENCE_TEST_SETTINGS: Final[Settings] = {
 }
 """What the reference's own tests set (smp-conformance.md, introduction)."""
 
+PROCESSES: Final = "SIMPLEXD_TEST_PROCESSES"
+"""The variable of the environment that gives relays so many edge processes."""
+
 _TWISTD: Final = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"
 _OPTIONS: Final = ("-n", "--pidfile=", "smpd")
 _READY: Final = "SMP relay ready"
@@ -125,7 +128,8 @@ class RelayProcess(ConfiguredRelay):
     def __init__(
         self, directory: Path, credentials: Credentials, settings: Settings | None = None
     ) -> None:
-        super().__init__(directory, credentials, settings)
+        several = {"server.processes": os.environ[PROCESSES]} if PROCESSES in os.environ else {}
+        super().__init__(directory, credentials, {**several, **(settings or {})})
         self._log = directory / "log"
         self._started = 0
         self._checked = 0

@@ -9,9 +9,9 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from smpd.conversation import Conversations
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
-from smpd.session import SessionFactory
 from smpd.stores.interface import StoreError
 
 INTERVALS = Intervals(
@@ -92,7 +92,7 @@ def calls(clock: Clock) -> Calls:
 
 def rounds(calls: Calls, intervals: Intervals = INTERVALS) -> Rounds:
     """Rounds over what notes its calls."""
-    return Rounds(cast(Relay, calls), cast(SessionFactory, calls), intervals, calls.clock)
+    return Rounds(cast(Relay, calls), cast(Conversations, calls), intervals, calls.clock)
 
 
 def started(calls: Calls, intervals: Intervals = INTERVALS) -> Rounds:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 from twisted.internet.task import Clock
 
-from smpd.session import SessionFactory, SessionLimits
+from smpd.session import SessionLimits
 from tests.smpd.people import Subscriber, key, new_relay, random
-from tests.smpd.wires import ADDRESS, Client, new_service, new_sessions
+from tests.smpd.wires import ADDRESS, Client, Sessions, new_service, new_sessions
 from txsimplex.blocks_transport import BLOCK_SIZE
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp import commands as c, errors, messages as m
@@ -22,10 +22,10 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def sessions(clock: Clock) -> SessionFactory:
+@pytest.fixture(params=[False, True], ids=["one process", "an edge"])
+def sessions(clock: Clock, request: pytest.FixtureRequest) -> Sessions:
     """Of a new relay."""
-    return new_sessions(new_relay(), clock)
+    return new_sessions(new_relay(), clock, apart=request.param)
 
 
 @dataclass
@@ -71,7 +71,7 @@ def kinds(blocks: list[list[Received]]) -> list[list[str]]:
 # -- order of what is sent
 
 
-def test_118_a_message_shares_the_block_of_its_subscription(sessions: SessionFactory) -> None:
+def test_118_a_message_shares_the_block_of_its_subscription(sessions: Sessions) -> None:
     client, sender = Client(sessions), Client(sessions)
     queue = new_queue(client, subscribe=False)
     send(sender, queue)
@@ -91,7 +91,7 @@ def test_118_a_message_shares_the_block_of_its_subscription(sessions: SessionFac
     ],
 )
 def test_119_answers_and_messages_of_a_block(
-    sessions: SessionFactory, count: int, blocks: list[list[str]]
+    sessions: Sessions, count: int, blocks: list[list[str]]
 ) -> None:
     """smp-server.md §2.2."""
     client, sender = Client(sessions), Client(sessions)
@@ -108,7 +108,7 @@ def test_119_answers_and_messages_of_a_block(
         assert [each.entity_id for each in of_kind] == ids
 
 
-def test_the_first_message_need_not_be_of_the_first_subscription(sessions: SessionFactory) -> None:
+def test_the_first_message_need_not_be_of_the_first_subscription(sessions: Sessions) -> None:
     client, sender = Client(sessions), Client(sessions)
     queues = [new_queue(client, subscribe=False) for _ in range(3)]
     send(sender, queues[2])
@@ -120,14 +120,14 @@ def test_the_first_message_need_not_be_of_the_first_subscription(sessions: Sessi
     ]
 
 
-def test_many_answers_without_messages_share_blocks(sessions: SessionFactory) -> None:
+def test_many_answers_without_messages_share_blocks(sessions: Sessions) -> None:
     client = Client(sessions)
     queues = [new_queue(client, subscribe=False) for _ in range(100)]
     client.send(*(queue.command(client, c.Sub()) for queue in queues))
     assert kinds(client.received()) == [["Sok"] * 100]
 
 
-def test_errors_of_verification_are_a_block_before(sessions: SessionFactory) -> None:
+def test_errors_of_verification_are_a_block_before(sessions: Sessions) -> None:
     """smp-server.md §2.1, 3."""
     client = Client(sessions)
     queue = new_queue(client)
@@ -142,14 +142,14 @@ def test_errors_of_verification_are_a_block_before(sessions: SessionFactory) -> 
     assert [each.message for each in answered] == [m.Pong(), m.Sok()]
 
 
-def test_122_a_message_to_oneself_comes_before_the_answer(sessions: SessionFactory) -> None:
+def test_122_a_message_to_oneself_comes_before_the_answer(sessions: Sessions) -> None:
     client = Client(sessions)
     queue = new_queue(client)
     client.send(client.transmission(c.Send(False, b"hello"), queue.ids.sender_id))
     assert kinds(client.received()) == [["Msg"], ["Ok"]]
 
 
-def test_what_many_are_told_shares_blocks(sessions: SessionFactory) -> None:
+def test_what_many_are_told_shares_blocks(sessions: Sessions) -> None:
     """Conformance 50: as smp-wire.md §8 packs."""
     client, other = Client(sessions), Client(sessions)
     queues = [new_queue(client) for _ in range(300)]
@@ -163,7 +163,7 @@ def test_what_many_are_told_shares_blocks(sessions: SessionFactory) -> None:
     ]
 
 
-def test_051_notifications_share_blocks(sessions: SessionFactory) -> None:
+def test_051_notifications_share_blocks(sessions: Sessions) -> None:
     client, notified = Client(sessions), Client(sessions)
     queue, subscriber = new_queue(client, subscribe=False), Subscriber.new()
     client.send(queue.command(client, c.Nkey(*subscriber.request)))
@@ -190,7 +190,7 @@ def test_051_notifications_share_blocks(sessions: SessionFactory) -> None:
 
 @pytest.mark.parametrize("version", [6, 10, 18])
 def test_253_a_bad_block_is_answered_and_the_session_goes_on(
-    sessions: SessionFactory, version: int
+    sessions: Sessions, version: int
 ) -> None:
     client = Client(sessions, version)
     for content in (b"", b"\0", b"\x01", b"\x01\0\x05ab", b"\x02" + b"\0\x01x" * 3):
@@ -201,7 +201,7 @@ def test_253_a_bad_block_is_answered_and_the_session_goes_on(
     assert client.wire.closed is None
 
 
-def test_253_a_block_that_does_not_decrypt(sessions: SessionFactory) -> None:
+def test_253_a_block_that_does_not_decrypt(sessions: Sessions) -> None:
     """smp-wire.md §7: the chains advance with it."""
     client = Client(sessions)
     good = client.seal(b"never mind")
@@ -217,13 +217,13 @@ def test_253_a_block_that_does_not_decrypt(sessions: SessionFactory) -> None:
     assert client.wire.closed is None
 
 
-def test_a_plain_block_with_a_wrong_length_inside(sessions: SessionFactory) -> None:
+def test_a_plain_block_with_a_wrong_length_inside(sessions: Sessions) -> None:
     client = Client(sessions, 10)
     client.session.blockReceived(b"\xff" * BLOCK_SIZE)
     assert one(client) == Received(b"", b"", m.Err(errors.BLOCK))
 
 
-def test_255_bad_transmissions(sessions: SessionFactory) -> None:
+def test_255_bad_transmissions(sessions: Sessions) -> None:
     client = Client(sessions)
     client.send(*[b""] * 255)
     (block,) = client.received()
@@ -233,7 +233,7 @@ def test_255_bad_transmissions(sessions: SessionFactory) -> None:
 # -- back-pressure
 
 
-def test_a_client_that_does_not_read_is_not_read_from(sessions: SessionFactory) -> None:
+def test_a_client_that_does_not_read_is_not_read_from(sessions: Sessions) -> None:
     """smp-server.md §2."""
     client = Client(sessions)
     client.session.pauseProducing()
@@ -311,7 +311,7 @@ def test_a_client_that_does_not_read_is_told_of_ends_later(clock: Clock) -> None
     assert kinds(client.received()) == [["End"]]
 
 
-def test_resuming_before_the_handshake(sessions: SessionFactory) -> None:
+def test_resuming_before_the_handshake(sessions: Sessions) -> None:
     client = Client(sessions, greet=False)
     client.session.pauseProducing()
     client.session.resumeProducing()
@@ -323,10 +323,10 @@ def test_resuming_before_the_handshake(sessions: SessionFactory) -> None:
 # -- the end
 
 
-def test_a_client_that_left_is_subscribed_to_nothing(sessions: SessionFactory) -> None:
+def test_a_client_that_left_is_subscribed_to_nothing(sessions: Sessions) -> None:
     client, sender = Client(sessions), Client(sessions)
     queue = new_queue(client)
-    peer = client.session.peer
+    peer = client.peer
     assert peer is not None
     client.leave()
     assert sessions.sessions == {sender.session}
@@ -338,7 +338,7 @@ def test_a_client_that_left_is_subscribed_to_nothing(sessions: SessionFactory) -
     assert client.wire.blocks == []
 
 
-def test_nothing_is_sent_to_a_client_that_left(sessions: SessionFactory) -> None:
+def test_nothing_is_sent_to_a_client_that_left(sessions: Sessions) -> None:
     client = Client(sessions)
     client.leave()
     assert client.session.full
@@ -350,7 +350,7 @@ def test_nothing_is_sent_to_a_client_that_left(sessions: SessionFactory) -> None
     assert client.wire.closed is None
 
 
-def test_all_are_closed_in_order(sessions: SessionFactory, clock: Clock) -> None:
+def test_all_are_closed_in_order(sessions: Sessions, clock: Clock) -> None:
     clients = [Client(sessions) for _ in range(3)]
     closed = sessions.close_all(5)
     ended: list[None] = []
@@ -363,7 +363,7 @@ def test_all_are_closed_in_order(sessions: SessionFactory, clock: Clock) -> None
     assert clock.getDelayedCalls() == []
 
 
-def test_those_that_do_not_close_are_cut_off(sessions: SessionFactory, clock: Clock) -> None:
+def test_those_that_do_not_close_are_cut_off(sessions: Sessions, clock: Clock) -> None:
     clients = [Client(sessions) for _ in range(2)]
     sessions.buildReceiver(ADDRESS)
     ended: list[None] = []
@@ -376,9 +376,7 @@ def test_those_that_do_not_close_are_cut_off(sessions: SessionFactory, clock: Cl
     clients[1].leave()
 
 
-def test_without_connections_there_is_nothing_to_close(
-    sessions: SessionFactory, clock: Clock
-) -> None:
+def test_without_connections_there_is_nothing_to_close(sessions: Sessions, clock: Clock) -> None:
     ended: list[None] = []
     sessions.close_all(5).addCallback(ended.append)
     assert ended == [None]
@@ -388,20 +386,20 @@ def test_without_connections_there_is_nothing_to_close(
 # -- inactive clients
 
 
-def closed_after(sessions: SessionFactory, clock: Clock, client: Client, seconds: float) -> bool:
+def closed_after(sessions: Sessions, clock: Clock, client: Client, seconds: float) -> bool:
     """Whether a client that was silent for so long is closed for it; the limit is 100."""
     clock.advance(seconds)
-    sessions.close_idle(100)
+    sessions.conversations.close_idle(100)
     return client.wire.closed == "lost"
 
 
-def test_206_a_silent_client_is_closed(sessions: SessionFactory, clock: Clock) -> None:
+def test_206_a_silent_client_is_closed(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions)
     assert not closed_after(sessions, clock, client, 100)
     assert closed_after(sessions, clock, client, 1)
 
 
-def test_208_a_client_that_asks_is_not_closed(sessions: SessionFactory, clock: Clock) -> None:
+def test_208_a_client_that_asks_is_not_closed(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions)
     for _ in range(5):
         assert not closed_after(sessions, clock, client, 99)
@@ -409,9 +407,7 @@ def test_208_a_client_that_asks_is_not_closed(sessions: SessionFactory, clock: C
     assert closed_after(sessions, clock, client, 101)
 
 
-def test_a_client_that_is_told_something_is_not_closed(
-    sessions: SessionFactory, clock: Clock
-) -> None:
+def test_a_client_that_is_told_something_is_not_closed(sessions: Sessions, clock: Clock) -> None:
     """smp-server.md §2: the later one of receiving and sending counts."""
     client, other = Client(sessions), Client(sessions)
     queue = new_queue(client)
@@ -424,7 +420,7 @@ def test_a_client_that_is_told_something_is_not_closed(
     assert other.wire.closed is None
 
 
-def test_207_a_subscribed_client_is_not_closed(sessions: SessionFactory, clock: Clock) -> None:
+def test_207_a_subscribed_client_is_not_closed(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions)
     queue = new_queue(client)
     assert not closed_after(sessions, clock, client, 100_000)
@@ -432,7 +428,7 @@ def test_207_a_subscribed_client_is_not_closed(sessions: SessionFactory, clock: 
     assert closed_after(sessions, clock, client, 101)
 
 
-def test_a_client_that_only_gets_is_closed(sessions: SessionFactory, clock: Clock) -> None:
+def test_a_client_that_only_gets_is_closed(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions)
     queue = new_queue(client, subscribe=False)
     client.send(queue.command(client, c.Get()))
@@ -440,7 +436,7 @@ def test_a_client_that_only_gets_is_closed(sessions: SessionFactory, clock: Cloc
     assert closed_after(sessions, clock, client, 101)
 
 
-def test_a_notified_client_is_not_closed(sessions: SessionFactory, clock: Clock) -> None:
+def test_a_notified_client_is_not_closed(sessions: Sessions, clock: Clock) -> None:
     owner = Client(sessions)
     queue, subscriber = new_queue(owner), Subscriber.new()
     owner.send(queue.command(owner, c.Nkey(*subscriber.request)))
@@ -456,7 +452,7 @@ def test_a_notified_client_is_not_closed(sessions: SessionFactory, clock: Clock)
 
 @pytest.mark.parametrize("command", ["NSUB", "NSUBS"])
 def test_a_service_that_is_subscribed_is_not_closed(
-    sessions: SessionFactory, clock: Clock, command: str
+    sessions: Sessions, clock: Clock, command: str
 ) -> None:
     owner = Client(sessions)
     queue, subscriber = new_queue(owner), Subscriber.new()
@@ -473,13 +469,11 @@ def test_a_service_that_is_subscribed_is_not_closed(
     assert not closed_after(sessions, clock, client, 100_000)
 
 
-def test_a_service_that_is_not_subscribed_is_closed(sessions: SessionFactory, clock: Clock) -> None:
+def test_a_service_that_is_not_subscribed_is_closed(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions, service=new_service())
     assert closed_after(sessions, clock, client, 101)
 
 
-def test_a_client_in_the_handshake_has_its_own_time_limit(
-    sessions: SessionFactory, clock: Clock
-) -> None:
+def test_a_client_in_the_handshake_has_its_own_time_limit(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions, greet=False)
     assert not closed_after(sessions, clock, client, 110)

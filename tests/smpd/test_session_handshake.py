@@ -9,11 +9,20 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from smpd.session import SessionFactory, SessionLimits
+from smpd.session import SessionLimits
 from smpd.stores.interface import Service, StoreError
 from smpd.stores.memory import MemoryStore
 from tests.smpd.people import Clock as RelayClock, key, new_relay, random
-from tests.smpd.wires import ADDRESS, PLAIN, TODAY, Client, new_identity, new_service, new_sessions
+from tests.smpd.wires import (
+    ADDRESS,
+    PLAIN,
+    TODAY,
+    Client,
+    Sessions,
+    new_identity,
+    new_service,
+    new_sessions,
+)
 from txsimplex.encoding import u16
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm
@@ -31,10 +40,10 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def sessions(clock: Clock) -> SessionFactory:
+@pytest.fixture(params=[False, True], ids=["one process", "an edge"])
+def sessions(clock: Clock, request: pytest.FixtureRequest) -> Sessions:
     """Of a new relay."""
-    return new_sessions(new_relay(clock=RelayClock()), clock)
+    return new_sessions(new_relay(clock=RelayClock()), clock, apart=request.param)
 
 
 def pong(client: Client) -> bool:
@@ -47,7 +56,7 @@ def pong(client: Client) -> bool:
 # -- versions
 
 
-def test_075_the_relay_speaks_first(sessions: SessionFactory) -> None:
+def test_075_the_relay_speaks_first(sessions: Sessions) -> None:
     client = Client(sessions, greet=False)
     (block,) = client.wire.blocks
     hello = ServerHello.decode(PLAIN.open(block))
@@ -56,7 +65,7 @@ def test_075_the_relay_speaks_first(sessions: SessionFactory) -> None:
     assert hello.key.chain == sessions.identity.chain
 
 
-def test_075_241_without_alpn_it_is_version_6(sessions: SessionFactory) -> None:
+def test_075_241_without_alpn_it_is_version_6(sessions: Sessions) -> None:
     client = Client(sessions, alpn=None, greet=False)
     content = PLAIN.open(client.wire.blocks[0])
     assert content == u16(6) + u16(6) + b"\x20" + client.wire.session_id
@@ -67,7 +76,7 @@ def test_075_241_without_alpn_it_is_version_6(sessions: SessionFactory) -> None:
 
 @pytest.mark.parametrize("version", range(6, 19))
 @pytest.mark.parametrize("with_key", [True, False])
-def test_081_every_version_works(sessions: SessionFactory, version: int, with_key: bool) -> None:
+def test_081_every_version_works(sessions: Sessions, version: int, with_key: bool) -> None:
     client = Client(sessions, version, with_key=with_key)
     assert client.framing.version == version
     assert client.handshake.encrypted is (version >= 11 and with_key)
@@ -76,7 +85,7 @@ def test_081_every_version_works(sessions: SessionFactory, version: int, with_ke
     assert client.wire.closed is None
 
 
-def test_each_connection_has_a_key_of_its_own(sessions: SessionFactory) -> None:
+def test_each_connection_has_a_key_of_its_own(sessions: Sessions) -> None:
     keys = {Client(sessions).handshake.relay_key for _ in range(3)}
     assert len(keys) == 3
 
@@ -92,7 +101,7 @@ def test_the_versions_offered_can_be_fewer(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 5, 19, 65535])
-def test_078_239_a_version_that_is_not_on_offer(sessions: SessionFactory, version: int) -> None:
+def test_078_239_a_version_that_is_not_on_offer(sessions: Sessions, version: int) -> None:
     refused = Client(sessions, greet=False)
     refused.wire.blocks.clear()
     hello = ClientHello(version, sessions.identity.key_hash)
@@ -101,17 +110,17 @@ def test_078_239_a_version_that_is_not_on_offer(sessions: SessionFactory, versio
     assert refused.wire.closed == "lost"
 
 
-def test_077_240_a_client_that_means_another_relay(sessions: SessionFactory) -> None:
+def test_077_240_a_client_that_means_another_relay(sessions: Sessions) -> None:
     client = Client(sessions, greet=False)
     client.wire.blocks.clear()
     client.session.blockReceived(PLAIN.seal(ClientHello(18, random(32)).encode()))
     assert client.wire.blocks == []
     assert client.wire.closed == "lost"
-    assert client.session.peer is None
+    assert client.peer is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", u16(18) + b"\x20too short", bytes(16382)])
-def test_a_hello_that_cannot_be_read(sessions: SessionFactory, content: bytes) -> None:
+def test_a_hello_that_cannot_be_read(sessions: Sessions, content: bytes) -> None:
     client = Client(sessions, greet=False)
     client.wire.blocks.clear()
     client.session.blockReceived(PLAIN.seal(content))
@@ -119,7 +128,7 @@ def test_a_hello_that_cannot_be_read(sessions: SessionFactory, content: bytes) -
     assert client.wire.closed == "lost"
 
 
-def test_a_block_with_a_wrong_length_inside(sessions: SessionFactory) -> None:
+def test_a_block_with_a_wrong_length_inside(sessions: Sessions) -> None:
     client = Client(sessions, greet=False)
     client.wire.blocks.clear()
     client.session.blockReceived(b"\xff" * 16384)
@@ -127,24 +136,24 @@ def test_a_block_with_a_wrong_length_inside(sessions: SessionFactory) -> None:
     assert client.wire.closed == "lost"
 
 
-def test_079_bytes_of_later_versions_are_ignored(sessions: SessionFactory) -> None:
+def test_079_bytes_of_later_versions_are_ignored(sessions: Sessions) -> None:
     client = Client(sessions, greet=False)
     hello = client.hello()
     client.session.blockReceived(PLAIN.seal(hello.hello + b"something new"))
-    assert client.session.peer is not None
-    assert client.session.peer.version == 18
+    assert client.peer is not None
+    assert client.peer.version == 18
 
 
-def test_a_block_behind_a_refused_hello_is_ignored(sessions: SessionFactory) -> None:
+def test_a_block_behind_a_refused_hello_is_ignored(sessions: Sessions) -> None:
     client = Client(sessions, greet=False)
     client.wire.blocks.clear()
     client.session.blockReceived(PLAIN.seal(b""))
     client.session.blockReceived(PLAIN.seal(ClientHello(18, sessions.identity.key_hash).encode()))
-    assert client.session.peer is None
+    assert client.peer is None
     assert client.wire.blocks == []
 
 
-def test_keys_shown_in_the_hello_authorise(sessions: SessionFactory) -> None:
+def test_keys_shown_in_the_hello_authorise(sessions: Sessions) -> None:
     """smp-server.md §3: X25519 needs the relay's key, which clients without ALPN do not see."""
     private, dh = key(Algorithm.X25519), key(Algorithm.X25519)
     new = c.New(private.public, dh.public)
@@ -153,11 +162,11 @@ def test_keys_shown_in_the_hello_authorise(sessions: SessionFactory) -> None:
     ((received,),) = client.received()
     assert isinstance(received.message, m.Ids)
     legacy = Client(sessions, alpn=None)
-    assert legacy.session.peer is not None
-    assert legacy.session.peer.session_key is None
+    assert legacy.peer is not None
+    assert legacy.peer.session_key is None
 
 
-def test_203_a_client_without_a_key_cannot_forward(sessions: SessionFactory) -> None:
+def test_203_a_client_without_a_key_cannot_forward(sessions: Sessions) -> None:
     answers = []
     for with_key in (False, True):
         client = Client(sessions, with_key=with_key)
@@ -168,7 +177,7 @@ def test_203_a_client_without_a_key_cannot_forward(sessions: SessionFactory) -> 
     assert answers == [m.Err(no_key), m.Err(errors.CRYPTO)]
 
 
-def test_a_new_certificate_is_shown_to_the_next_client(sessions: SessionFactory) -> None:
+def test_a_new_certificate_is_shown_to_the_next_client(sessions: Sessions) -> None:
     before = Client(sessions, greet=False)
     old = sessions.identity
     sessions.identity = new_identity()
@@ -182,7 +191,7 @@ def test_a_new_certificate_is_shown_to_the_next_client(sessions: SessionFactory)
 # -- time limit
 
 
-def test_a_client_that_says_nothing_is_cut_off(sessions: SessionFactory, clock: Clock) -> None:
+def test_a_client_that_says_nothing_is_cut_off(sessions: Sessions, clock: Clock) -> None:
     """smp-server.md §2: 120 seconds."""
     client = Client(sessions, greet=False)
     clock.advance(119.9)
@@ -198,7 +207,7 @@ def test_the_time_limit_is_a_setting(clock: Clock) -> None:
     assert client.wire.closed == "aborted"
 
 
-def test_after_the_handshake_there_is_no_time_limit(sessions: SessionFactory, clock: Clock) -> None:
+def test_after_the_handshake_there_is_no_time_limit(sessions: Sessions, clock: Clock) -> None:
     client = Client(sessions)
     assert clock.getDelayedCalls() == []
     clock.advance(10_000)
@@ -207,7 +216,7 @@ def test_after_the_handshake_there_is_no_time_limit(sessions: SessionFactory, cl
 
 
 @pytest.mark.parametrize("service", [False, True])
-def test_a_client_that_leaves_early(sessions: SessionFactory, clock: Clock, service: bool) -> None:
+def test_a_client_that_leaves_early(sessions: Sessions, clock: Clock, service: bool) -> None:
     client = Client(sessions, service=new_service() if service else None, greet=False)
     client.leave()
     assert clock.getDelayedCalls() == []
@@ -216,7 +225,7 @@ def test_a_client_that_leaves_early(sessions: SessionFactory, clock: Clock, serv
     assert client.wire.closed is None
 
 
-def test_a_client_that_leaves_before_tls_is_set_up(sessions: SessionFactory) -> None:
+def test_a_client_that_leaves_before_tls_is_set_up(sessions: Sessions) -> None:
     session = sessions.buildReceiver(ADDRESS)
     assert sessions.sessions == {session}
     session.close()
@@ -228,7 +237,7 @@ def test_a_client_that_leaves_before_tls_is_set_up(sessions: SessionFactory) -> 
 # -- certificates of clients
 
 
-def test_a_client_may_show_a_chain(sessions: SessionFactory) -> None:
+def test_a_client_may_show_a_chain(sessions: Sessions) -> None:
     """smp-wire.md §4.2: of 1 to 4, signed by the last; without a service it means nothing."""
     authority_key, leaf_key = key(), key()
     authority = make_authority(authority_key, TODAY, random)
@@ -236,11 +245,11 @@ def test_a_client_may_show_a_chain(sessions: SessionFactory) -> None:
     for chain in ((authority,), (leaf, authority)):
         client = Client(sessions, chain=chain)
         assert pong(client)
-        assert client.session.peer is not None
-        assert client.session.peer.service is None
+        assert client.peer is not None
+        assert client.peer.service is None
 
 
-def test_a_bad_chain_ends_the_connection(sessions: SessionFactory, clock: Clock) -> None:
+def test_a_bad_chain_ends_the_connection(sessions: Sessions, clock: Clock) -> None:
     authority_key, leaf_key, other_key = key(), key(), key()
     authority = make_authority(authority_key, TODAY, random)
     other = make_authority(other_key, TODAY, random)
@@ -262,21 +271,21 @@ def test_a_bad_chain_ends_the_connection(sessions: SessionFactory, clock: Clock)
 # -- services
 
 
-def test_161_a_service_is_given_its_id(sessions: SessionFactory) -> None:
+def test_161_a_service_is_given_its_id(sessions: Sessions) -> None:
     service = new_service()
     first, second = Client(sessions, service=service), Client(sessions, service=service)
     assert len(first.service_id) == 24
     assert first.service_id == second.service_id
     assert Client(sessions, service=new_service()).service_id != first.service_id
     assert pong(first)
-    peer = first.session.peer
+    peer = first.peer
     assert peer is not None
     assert peer.service is not None
     assert (peer.service.service_id, peer.service.role) == (first.service_id, Role.NOTIFIER)
 
 
 @pytest.mark.parametrize("version", [16, 17, 18])
-def test_a_service_may_ask_what_its_role_is_for(sessions: SessionFactory, version: int) -> None:
+def test_a_service_may_ask_what_its_role_is_for(sessions: Sessions, version: int) -> None:
     service = new_service()
     client = Client(sessions, version, service=service)
     client.send(client.transmission(c.Nsubs(), client.service_id, service.session_key))
@@ -286,11 +295,11 @@ def test_a_service_may_ask_what_its_role_is_for(sessions: SessionFactory, versio
     assert refused.message == m.Err(errors.PROHIBITED)
 
 
-def test_before_version_16_there_are_no_services(sessions: SessionFactory) -> None:
+def test_before_version_16_there_are_no_services(sessions: Sessions) -> None:
     client = Client(sessions, 15, service=new_service())
     assert pong(client)
-    assert client.session.peer is not None
-    assert client.session.peer.service is None
+    assert client.peer is not None
+    assert client.peer.service is None
 
 
 def refused_with(client: Client) -> Error | None:
@@ -298,11 +307,11 @@ def refused_with(client: Client) -> Error | None:
     with pytest.raises(HandshakeError) as refusal:
         client.greet()
     assert client.wire.closed == "lost"
-    assert client.session.peer is None
+    assert client.peer is None
     return refusal.value.error
 
 
-def test_169_a_service_with_another_role(sessions: SessionFactory) -> None:
+def test_169_a_service_with_another_role(sessions: Sessions) -> None:
     service = new_service(Role.NOTIFIER)
     Client(sessions, service=service)
     other_role = type(service)(
@@ -312,7 +321,7 @@ def test_169_a_service_with_another_role(sessions: SessionFactory) -> None:
     assert refused_with(client) == Error(("HANDSHAKE", "BAD_SERVICE"))
 
 
-def test_a_service_that_did_not_show_its_chain_in_tls(sessions: SessionFactory) -> None:
+def test_a_service_that_did_not_show_its_chain_in_tls(sessions: Sessions) -> None:
     """smp-wire.md §6.3."""
     service, other = new_service(), new_service()
     for chain in ((), other.chain):
@@ -320,14 +329,14 @@ def test_a_service_that_did_not_show_its_chain_in_tls(sessions: SessionFactory) 
         assert refused_with(client) == Error(("HANDSHAKE", "BAD_AUTH"))
 
 
-def test_a_service_that_does_not_hold_its_key(sessions: SessionFactory) -> None:
+def test_a_service_that_does_not_hold_its_key(sessions: Sessions) -> None:
     service = new_service()
     thief = type(service)(service.role, service.chain, key(), service.session_key)
     client = Client(sessions, service=thief, greet=False)
     assert refused_with(client) == Error(("HANDSHAKE", "BAD_AUTH"))
 
 
-def test_a_services_hello_that_is_wrong(sessions: SessionFactory) -> None:
+def test_a_services_hello_that_is_wrong(sessions: Sessions) -> None:
     client = Client(sessions, service=new_service(), greet=False)
     client.wire.blocks.clear()
     hello = ClientHello(18, sessions.identity.key_hash)

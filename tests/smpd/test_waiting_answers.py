@@ -9,7 +9,6 @@ from twisted.internet.task import Clock
 
 from smpd.queues import Message, Queue
 from smpd.relay import Relay
-from smpd.session import SessionLimits
 from smpd.stores.interface import StoreError, Written
 from smpd.stores.memory import MemoryStore
 from tests.smpd.people import Clock as WallClock, key, new_relay
@@ -70,11 +69,11 @@ class SlowStore(MemoryStore):
 class Scene:
     """A relay on such a store, with two clients; `queue` is the first one's."""
 
-    def __init__(self, limits: SessionLimits | None = None, quota: int = 128) -> None:
+    def __init__(self, apart: bool = False, quota: int = 128) -> None:
         self.store = SlowStore()
         self.clock = Clock()
         self.relay: Relay = new_relay(self.store, WallClock(), quota=quota)
-        self.sessions = new_sessions(self.relay, self.clock, limits)
+        self.sessions = new_sessions(self.relay, self.clock, apart=apart)
         self.recipient, self.sender = Client(self.sessions), Client(self.sessions)
         self.key, dh_key = key(), key(Algorithm.X25519)
         new = c.New(self.key.public, dh_key.public, None, True)
@@ -104,8 +103,15 @@ class Scene:
         self.recipient.send(self.recipient.transmission(command, entity_id, private))
 
 
-def test_a_message_is_delivered_before_it_is_safe_and_confirmed_after() -> None:
-    scene = Scene()
+@pytest.fixture(params=[False, True], ids=["one process", "an edge"])
+def apart(request: pytest.FixtureRequest) -> bool:
+    """Whether there is a channel between sessions and relay."""
+    found: bool = request.param
+    return found
+
+
+def test_a_message_is_delivered_before_it_is_safe_and_confirmed_after(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send()
     (event,) = scene.all(scene.recipient)
     assert isinstance(event.message, m.Msg)
@@ -115,8 +121,8 @@ def test_a_message_is_delivered_before_it_is_safe_and_confirmed_after() -> None:
     assert not scene.sessions.holding
 
 
-def test_only_what_the_mark_has_passed_is_answered() -> None:
-    scene = Scene()
+def test_only_what_the_mark_has_passed_is_answered(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send(b"one")
     first = scene.store.noted
     scene.send(b"two")
@@ -126,9 +132,9 @@ def test_only_what_the_mark_has_passed_is_answered() -> None:
     assert scene.answers(scene.sender) == [m.Ok()]
 
 
-def test_later_answers_stay_behind() -> None:
+def test_later_answers_stay_behind(apart: bool) -> None:
     """The order of answers is that of the commands, whether they depend on a change or not."""
-    scene = Scene()
+    scene = Scene(apart)
     scene.ask(c.Key(key().public))
     scene.ask(c.Ping())
     assert scene.answers(scene.recipient) == []
@@ -138,17 +144,17 @@ def test_later_answers_stay_behind() -> None:
     assert scene.answers(scene.recipient) == [m.Pong()]
 
 
-def test_other_connections_do_not_wait() -> None:
-    scene = Scene()
+def test_other_connections_do_not_wait(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send()
     scene.answers(scene.recipient)
     scene.ask(c.Ping())
     assert scene.answers(scene.recipient) == [m.Pong()]
 
 
-def test_what_was_done_already_is_safe_only_when_it_is() -> None:
+def test_what_was_done_already_is_safe_only_when_it_is(apart: bool) -> None:
     """A KEY that finds the same key there waits like the first one."""
-    scene = Scene()
+    scene = Scene(apart)
     sender_key = key().public
     scene.ask(c.Key(sender_key))
     noted = scene.store.noted
@@ -159,8 +165,8 @@ def test_what_was_done_already_is_safe_only_when_it_is() -> None:
     assert scene.answers(scene.recipient) == [m.Ok(), m.Ok()]
 
 
-def test_reading_does_not_wait() -> None:
-    scene = Scene()
+def test_reading_does_not_wait(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send()
     scene.answers(scene.recipient)
     scene.ask(c.Que())
@@ -168,9 +174,9 @@ def test_reading_does_not_wait() -> None:
     assert isinstance(answer, m.Info)
 
 
-def test_a_quota_marker_is_safe_before_the_sender_knows() -> None:
+def test_a_quota_marker_is_safe_before_the_sender_knows(apart: bool) -> None:
     """ERR QUOTA promises the recipient's notice that there is room again."""
-    scene = Scene(quota=1)
+    scene = Scene(apart, quota=1)
     scene.recipient.leave()
     scene.send(b"one")
     scene.store.commit()
@@ -181,8 +187,8 @@ def test_a_quota_marker_is_safe_before_the_sender_knows() -> None:
     assert scene.answers(scene.sender) == [m.Err(errors.QUOTA)]
 
 
-def test_refusals_do_not_wait() -> None:
-    scene = Scene()
+def test_refusals_do_not_wait(apart: bool) -> None:
+    scene = Scene(apart)
     scene.ask(c.Key(key().public))
     scene.recipient.send(scene.recipient.transmission(c.Que(), scene.ids.recipient_id, key()))
     (answer,) = scene.answers(scene.recipient)
@@ -191,8 +197,8 @@ def test_refusals_do_not_wait() -> None:
     assert scene.answers(scene.recipient) == [m.Ok()]
 
 
-def test_an_acknowledgement_is_confirmed_when_it_is_safe() -> None:
-    scene = Scene()
+def test_an_acknowledgement_is_confirmed_when_it_is_safe(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send(b"one")
     scene.send(b"two")
     scene.store.commit()
@@ -205,8 +211,8 @@ def test_an_acknowledgement_is_confirmed_when_it_is_safe() -> None:
     assert isinstance(second, m.Msg)
 
 
-def test_a_store_that_fails_is_waited_for_and_then_an_error() -> None:
-    scene = Scene(SessionLimits(store_time=5.0))
+def test_a_store_that_fails_is_waited_for_and_then_an_error(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send()
     scene.store.fail("the disk is full")
     scene.clock.advance(4.9)
@@ -227,8 +233,8 @@ def test_a_store_that_fails_is_waited_for_and_then_an_error() -> None:
     assert scene.answers(scene.sender) == [m.Ok()]
 
 
-def test_a_store_that_recovers_in_time_is_no_error() -> None:
-    scene = Scene(SessionLimits(store_time=5.0))
+def test_a_store_that_recovers_in_time_is_no_error(apart: bool) -> None:
+    scene = Scene(apart)
     scene.send()
     scene.store.fail("the disk is full")
     scene.clock.advance(3)
@@ -240,9 +246,9 @@ def test_a_store_that_recovers_in_time_is_no_error() -> None:
     assert scene.clock.getDelayedCalls() == []
 
 
-def test_a_client_that_does_not_wait_is_not_read() -> None:
+def test_a_client_that_does_not_wait_is_not_read(apart: bool) -> None:
     """What one connection can have under way is bounded."""
-    scene = Scene()
+    scene = Scene(apart)
     for number in range(31):
         scene.send(b"%d" % number)
     reading = [scene.sender.wire.reading]
@@ -258,8 +264,8 @@ def test_a_client_that_does_not_wait_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("then", ["commit", "give up"])
-def test_a_client_that_left_is_forgotten(then: str) -> None:
-    scene = Scene()
+def test_a_client_that_left_is_forgotten(then: str, apart: bool) -> None:
+    scene = Scene(apart)
     scene.send()
     scene.sender.leave()
     assert not scene.sessions.holding
@@ -272,9 +278,9 @@ def test_a_client_that_left_is_forgotten(then: str) -> None:
 
 
 @pytest.mark.parametrize("version", [6, 10, 18])
-def test_an_error_instead_of_an_answer(version: int) -> None:
+def test_an_error_instead_of_an_answer(version: int, apart: bool) -> None:
     """It has the correlation id and entity of the answer, in every version."""
-    scene = Scene()
+    scene = Scene(apart)
     sender = Client(scene.sessions, version, alpn=None if version == 6 else b"smp/1")
     command = c.Send(False, b"hello")
     corr_id = bytes(range(24))
@@ -286,8 +292,8 @@ def test_an_error_instead_of_an_answer(version: int) -> None:
     assert isinstance(answer.message, m.Err)
 
 
-def test_the_commands_of_a_block_wait_together() -> None:
-    scene = Scene()
+def test_the_commands_of_a_block_wait_together(apart: bool) -> None:
+    scene = Scene(apart)
     recipient = scene.recipient
     recipient.send(
         recipient.transmission(c.Ping()),

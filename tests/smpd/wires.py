@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any, cast
 
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
@@ -12,8 +13,13 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from smpd.channel import Decoder, Kind, head
+from smpd.conversation import Conversation, Conversations
+from smpd.core import EdgeChannel, EdgeLine
+from smpd.edge import Edge, RemotePartner
+from smpd.peers import Peer
 from smpd.relay import Relay
-from smpd.session import SessionFactory, SessionLimits
+from smpd.session import SameProcess, SessionFactory, SessionLimits
 from tests.smpd.people import key, random
 from txsimplex.blocks_transport import BLOCK_SIZE
 from txsimplex.boxes import BoxKey, PlainBlocks, authenticator
@@ -53,19 +59,117 @@ def new_service(role: c.Role = c.Role.NOTIFIER) -> ServiceIdentity:
     return ServiceIdentity(role, (make_authority(private, TODAY, random),), private, key())
 
 
+class Sessions(SessionFactory):
+    """Sessions of a relay: in one process with it, or, if `apart`, with a channel between."""
+
+    def __init__(
+        self, relay: Relay, clock: Clock, limits: SessionLimits | None = None, apart: bool = False
+    ) -> None:
+        self.relay = relay
+        self.conversations = Conversations(relay, clock)
+        self.edge: Edge | None = None
+        self.channel: EdgeChannel | None = None
+        if apart:
+            self.edge, self.channel = connected(self.conversations, clock)
+        super().__init__(
+            self.edge or SameProcess(self.conversations),
+            new_identity(),
+            SSL.Context(SSL.TLS_METHOD),
+            limits or SessionLimits(),
+            clock,
+            random,
+            lambda: TODAY,
+        )
+
+    @property
+    def holding(self) -> list[Conversation]:
+        """Those with answers that wait."""
+        return list(self.conversations.holding)
+
+    def lines(self) -> dict[int, EdgeLine]:
+        """The connections of the edge, as the core has them."""
+        return {} if self.channel is None else self.channel._lines
+
+
+class Straight:
+    """A conduit on which frames arrive at once, in order."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.open = True
+        self.other: Straight
+        self.receive: Any = None
+        self.sent: list[Kind] = []
+        self._decoder = Decoder()
+        self._waiting: list[bytes] = []
+        self._busy = False
+
+    def put(self, kind: int, connection: int, *payload: bytes) -> None:
+        """As of a conduit."""
+        size = sum(map(len, payload))
+        self.put_parts(head(kind, connection, size), payload, size)
+
+    def put_parts(self, frame_head: bytes, payload: Sequence[bytes], size: int) -> None:
+        """As of a conduit."""
+        data = b"".join((frame_head, *payload))
+        self.sent.append(Kind(data[4]))
+        self.other.arrive(data)
+
+    def arrive(self, data: bytes) -> None:
+        """Gives frames to this side."""
+        self._waiting.append(data)
+        if not self._busy:
+            self.flow()
+
+    def hold(self) -> None:
+        """Gives this side nothing until `flow`."""
+        self._busy = True
+
+    def flow(self) -> None:
+        """Gives this side what has come."""
+        self._busy = True
+        while self._waiting:
+            data = self._waiting.pop(0)
+            self._decoder.space()[: len(data)] = data
+            self.receive(self._decoder.take(len(data)))
+        self._busy = False
+
+    def close(self) -> None:
+        """The end."""
+        self.open = False
+
+
+def connected(conversations: Conversations, clock: Clock) -> tuple[Edge, EdgeChannel]:
+    """Both sides of a channel."""
+    at_edge, at_core = Straight(), Straight()
+    at_edge.other, at_core.other = at_core, at_edge
+    nothing = cast(Any, _NoReactor(clock))
+    edge = Edge(nothing, cast(Any, None), random, lambda: None)
+    channel = EdgeChannel(conversations, nothing, cast(Any, None), lambda kind: None, lambda: None)
+    at_edge.receive, at_core.receive = edge._receive, channel._receive
+    edge.conduit, channel.conduit = cast(Any, at_edge), cast(Any, at_core)
+    return edge, channel
+
+
+class _NoReactor:
+    """A clock, and descriptors that nothing happens to."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.seconds = clock.seconds
+        self.callLater = clock.callLater
+
+    def addReader(self, reader: object) -> None:
+        """Never reads."""
+
+
 def new_sessions(
-    relay: Relay, clock: Clock | None = None, limits: SessionLimits | None = None
-) -> SessionFactory:
+    relay: Relay,
+    clock: Clock | None = None,
+    limits: SessionLimits | None = None,
+    apart: bool = False,
+) -> Sessions:
     """What makes a relay's sessions."""
-    return SessionFactory(
-        relay,
-        new_identity(),
-        SSL.Context(SSL.TLS_METHOD),
-        limits or SessionLimits(),
-        clock or Clock(),
-        random,
-        lambda: TODAY,
-    )
+    return Sessions(relay, clock or Clock(), limits, apart)
 
 
 class Wire:
@@ -120,7 +224,7 @@ class Client:
 
     def __init__(
         self,
-        sessions: SessionFactory,
+        sessions: Sessions,
         version: int = 18,
         alpn: bytes | None = b"smp/1",
         service: ServiceIdentity | None = None,
@@ -144,6 +248,15 @@ class Client:
         self._outgoing: Blocks = PLAIN
         if greet:
             self.greet()
+
+    @property
+    def peer(self) -> Peer | None:
+        """What the relay makes of this client, None before it has shaken hands."""
+        partner = self.session.partner
+        if isinstance(partner, RemotePartner):
+            line = self.sessions.lines().get(partner.number)
+            partner = None if line is None else line.conversation
+        return None if partner is None else cast(Conversation, partner).peer
 
     def hello(self) -> ClientSession:
         """What the client makes of the relay's hello."""

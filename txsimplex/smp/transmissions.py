@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from txsimplex.encoding import PAD_BYTE, ParseError, Reader, short
+from txsimplex.keys import PublicKey
 from txsimplex.smp import errors
 from txsimplex.smp.commands import Command, check_credentials, read_command
 from txsimplex.smp.errors import Error
@@ -32,18 +33,40 @@ _AUTHENTICATOR_SIZES: Final = frozenset(
 )
 
 
+class Proof(NamedTuple):
+    """That an authenticator is, or is not, `right` with the raw public `key` of its algorithm."""
+
+    right: bool
+    key: bytes
+
+
 @dataclass(slots=True)
 class Transmission:
     """A command as a relay received it.
 
     `header` is the correlation id and the entity id as encoded, which the answer
-    repeats; `authorized` what the authenticator authorises (§9.1).
+    repeats; `authorized` what the authenticator authorises (§9.1). `proof` is what was
+    found out about the authenticator before, `made_with` the key that it turns out to be
+    made with.
     """
 
     corr_id: bytes
     entity_id: bytes
     header: bytes
     command: Command
+    authenticator: bytes
+    service_signature: bytes | None
+    authorized: bytes
+    proof: Proof | None = None
+    made_with: PublicKey | None = None
+
+
+@dataclass(slots=True)
+class Signed:
+    """A transmission as far as its authenticator is concerned; see `Transmission`."""
+
+    corr_id: bytes
+    entity_id: bytes
     authenticator: bytes
     service_signature: bytes | None
     authorized: bytes
@@ -99,11 +122,20 @@ class Framing:
 
     # -- the relay's side
 
-    def read_commands(self, content: bytes) -> list[Transmission | Refused]:
-        """The commands in a block's `content`, in order; bad ones with their error (§9.3)."""
-        size = len(content)
-        if size > 3 and content[0] == 1 and (content[1] << 8 | content[2]) == size - 3:
-            return [self.read_command(content, 3, size)]
+    def read_commands(self, content: bytes, first: int = 0) -> list[Transmission | Refused]:
+        """The commands in a block's `content`, in order; bad ones with their error (§9.3).
+
+        The content starts at the byte `first`.
+        """
+        size, start = len(content), first + 3
+        if (
+            size > start
+            and content[first] == 1
+            and (content[first + 1] << 8 | content[first + 2]) == size - start
+        ):
+            return [self.read_command(content, start, size)]
+        if first:
+            content = content[first:]
         try:
             places = cut(content)
         except ParseError:
@@ -147,6 +179,39 @@ class Framing:
         authorized = self.session + content[position:end]
         return Transmission(
             corr_id, entity_id, header, command, authenticator, signature, authorized
+        )
+
+    def read_signed(self, content: bytes, start: int, end: int) -> Signed | None:
+        """The command in ``content[start:end]`` if it has an authenticator and an entity id.
+
+        The command itself is not read, nor whether a session id is the right one. None also
+        when it cannot be read.
+        """
+        try:
+            position = start + 1 + content[start]
+            if position == start + 1:
+                return None
+            authenticator = content[start + 1 : position]
+            signature = None
+            if self.version >= SERVICE_CERTIFICATES:
+                if content[position] == NO_SERVICE_SIGNATURE:
+                    position += 1
+                else:
+                    signature, position = _read_service_signature(content, position, end)
+            if self.version < IMPLIED_SESSION:
+                position += 1 + content[position]
+            corr_end = position + 1 + content[position]
+            entity_end = corr_end + 1 + content[corr_end]
+        except (ParseError, IndexError):
+            return None
+        if entity_end > end or entity_end == corr_end + 1:
+            return None
+        return Signed(
+            content[position + 1 : corr_end],
+            content[corr_end + 1 : entity_end],
+            authenticator,
+            signature,
+            self.session + content[position:end],
         )
 
     def answer(self, header: bytes, message: bytes) -> bytes:

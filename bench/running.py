@@ -1,0 +1,155 @@
+"""Processes that a benchmark starts or measures: where they run, what they use, how they end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parent.parent
+"""The checkout: benchmarks and the relay's plugin are found from there."""
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PR_SET_PDEATHSIG: Final = 1
+_END_TIME: Final = 5.0
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that the process has used, of all its threads, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in threads for child in each.read_text().split()]
+
+
+def waited_seconds(pid: int) -> float:
+    """How long the process was ready to run while others had its core, in seconds."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(each.read_text().split()[1]) for each in threads) / 1e9
+
+
+def resident_kib(pid: int) -> int:
+    """Resident memory of the process in KiB, counted page by page."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Rss":
+            return int(value.split()[0])
+    raise ValueError("the kernel does not say what is resident")
+
+
+def written_bytes(pid: int) -> int:
+    """How many bytes the process has had written to disks, in whole pages of memory.
+
+    What is written again after it was synced counts again; the file system's own
+    journal does not.
+    """
+    for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "write_bytes":
+            return int(value)
+    raise ValueError("the kernel does not say what is written")
+
+
+def open_files(pid: int) -> int:
+    """How many file descriptors the process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+class Cores:
+    """Which cores the server and the generators of load run on.
+
+    With two or more cores the server has the first to itself and the generators the
+    others; otherwise, or if `pinned` is false, the kernel decides.
+    """
+
+    def __init__(self, pinned: bool = True) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        self.pinned = pinned and len(cores) > 1
+        self.server = {cores[0]} if self.pinned else set(cores)
+        self.generators = set(cores[1:]) if self.pinned else set(cores)
+
+    def __str__(self) -> str:
+        if not self.pinned:
+            return "not pinned to cores"
+        names = ", ".join(map(str, sorted(self.generators)))
+        return f"server on core {min(self.server)}, generators on {names}"
+
+
+class Process:
+    """A process that does not outlive this one, however this one ends."""
+
+    def __init__(self, arguments: Sequence[str], cores: set[int], **options: Any) -> None:
+        parent = os.getpid()
+
+        def prepare() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                # It has ended before it could take this one with it.
+                os._exit(1)
+            os.sched_setaffinity(0, cores)
+
+        self.popen = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            preexec_fn=prepare,  # noqa: PLW1509  (there are no threads here)
+            **options,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self.popen.pid
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it, in the end by force."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(by)
+            try:
+                self.popen.wait(_END_TIME)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+        self.popen.wait()
+        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.end()
+
+
+def python(*arguments: str) -> list[str]:
+    """A command line for the interpreter that runs this."""
+    return [sys.executable, *arguments]
+
+
+def exit_on_sigterm() -> None:
+    """Makes SIGTERM unwind the program like Ctrl-C, so that what was started is ended."""
+
+    def unwind(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, unwind)
+
+
+def say(text: str) -> None:
+    """A line of progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,240 @@
+"""The relay's side of one connection: commands are carried out and answered, in order.
+
+What carries the connection is a `Line`: a `smpd.session.Session` of the same process, or one
+of an edge process, by `smpd.core`. Answers wait here until what they depend on is safe.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from smpd.peers import Opened, Outlet, Peer, PeerService
+from smpd.relay import Outcome, Relay
+from smpd.stores.interface import RoleMismatch, StoreError
+from txsimplex.smp import errors
+from txsimplex.smp.transmissions import BAD_BLOCK, Framing, Refused, Transmission
+
+_FEW_ANSWERS = 4
+"""Up to this many answers share a block with the first message (smp-server.md §2.2)."""
+
+_MOST_HELD = 32
+"""Blocks whose answers may wait for the store before the client is not read from any more."""
+
+
+class Line(Outlet, Protocol):
+    """What carries a connection. `active_at`: when it was last used, in seconds of any epoch."""
+
+    active_at: float
+
+    def stop_reading(self) -> None:
+        """Reads nothing from the client until `go_on_reading`."""
+
+    def go_on_reading(self) -> None:
+        """Reads from the client again."""
+
+    def close(self) -> None:
+        """Ends the connection in order."""
+
+
+class ServiceRefusedError(Exception):
+    """The service of a connection is known in another role, or cannot be stored now."""
+
+
+class Conversation:
+    """One connection after its handshake: its peer, and its answers in order."""
+
+    __slots__ = ("_conversations", "_held", "_line", "_relay", "peer")
+
+    def __init__(self, conversations: Conversations, line: Line, peer: Peer) -> None:
+        self._conversations = conversations
+        self._relay = conversations.relay
+        self._line = line
+        self._held: deque[Outcome] | None = None
+        self.peer = peer
+
+    def receive(self, content: bytes | None) -> None:
+        """Takes the content of a block from the client; None for a block that did not open."""
+        if content is None:
+            self.process((BAD_BLOCK,))
+        else:
+            self.process(self.peer.framing.read_commands(content))
+
+    def process(self, items: Sequence[Transmission | Refused]) -> None:
+        """Carries out the commands of a block, and answers them as soon as that may be."""
+        outcome = self._relay.process(self.peer, items)
+        if outcome.refused:
+            self._line.send(outcome.refused)
+        if self._held is not None or max(outcome.needs, default=0) > self._relay.store.committed:
+            self._hold(outcome)
+        else:
+            self._answer(outcome)
+
+    def resumed(self) -> None:
+        """The client has taken what was buffered for it."""
+        self._relay.ready(self.peer)
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self._end_hold()
+        self._relay.leave(self.peer)
+        self._conversations.ended(self)
+
+    def _answer(self, outcome: Outcome) -> None:
+        """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""
+        answers, messages = outcome.answers, outcome.messages
+        if messages and len(answers) <= _FEW_ANSWERS:
+            self._line.send([*answers, messages[0]])
+            messages = messages[1:]
+        elif answers:
+            self._line.send(answers)
+        for message in messages:
+            self._line.send((message,))
+
+    # -- answers that wait for the store
+
+    def _hold(self, outcome: Outcome) -> None:
+        """Keeps answers until what they depend on is safe, and all later ones behind them."""
+        held = self._held
+        if held is None:
+            held = self._held = deque()
+            self._conversations.holding[self] = None
+        held.append(outcome)
+        if len(held) == _MOST_HELD:
+            self._line.stop_reading()
+
+    def release(self) -> None:
+        """Gives the answers that the store's mark has passed."""
+        held = self._held
+        if held is None:
+            return
+        before = len(held)
+        mark = self._relay.store.committed
+        while held and max(held[0].needs, default=0) <= mark:
+            self._answer(held.popleft())
+        self._after_release(held, before)
+
+    def give_up(self, problem: str) -> None:
+        """Gives all answers: ``ERR STORE`` instead of those that depend on what is not safe."""
+        held, peer = self._held, self.peer
+        if held is None:
+            return
+        before = len(held)
+        mark = self._relay.store.committed
+        message = b"ERR " + errors.store_error(problem).encode(peer.version)
+        while held:
+            outcome = held.popleft()
+            outcome.answers = [
+                answer if need <= mark else peer.framing.instead(answer, message)
+                for answer, need in zip(outcome.answers, outcome.needs, strict=True)
+            ]
+            self._answer(outcome)
+        self._after_release(held, before)
+
+    def _after_release(self, held: deque[Outcome], before: int) -> None:
+        if not held:
+            self._end_hold()
+        if len(held) < _MOST_HELD <= before:
+            self._line.go_on_reading()
+
+    def _end_hold(self) -> None:
+        if self._held is not None:
+            self._held = None
+            self._conversations.holding.pop(self, None)
+
+    # -- inactivity
+
+    def idle_since(self, before: float) -> bool:
+        """Whether it may be closed: it is subscribed to nothing, and silent since `before`."""
+        peer = self.peer
+        if self._line.active_at >= before:
+            return False
+        if peer.notifier_ids or peer.service_subscribed or peer.service_notifiers:
+            return False
+        return all(subscription.getter for subscription in peer.subscriptions.values())
+
+    def close(self) -> None:
+        """Ends the connection in order."""
+        self._line.close()
+
+
+class Conversations:
+    """All connections of a relay, and the answers that wait for its store.
+
+    `store_time`: seconds that answers wait for a store that fails, before they become errors.
+    """
+
+    def __init__(self, relay: Relay, reactor: IReactorTime, store_time: float = 5.0) -> None:
+        self.relay = relay
+        self.now = reactor.seconds
+        self._call_later = reactor.callLater
+        self._store_time = store_time
+        self._all: set[Conversation] = set()
+        self.holding: dict[Conversation, None] = {}
+        self._giving_up: IDelayedCall | None = None
+        relay.store.on_commit = self._committed
+
+    def open(self, line: Line, opened: Opened) -> Conversation:
+        """The conversation of a connection whose handshake has come so far.
+
+        Raises `ServiceRefusedError`.
+        """
+        peer = Peer(
+            Framing(opened.version, opened.session_id),
+            opened.session_key,
+            line,
+            self._service(opened),
+            has_client_key=opened.has_client_key,
+        )
+        conversation = Conversation(self, line, peer)
+        self._all.add(conversation)
+        return conversation
+
+    def _service(self, opened: Opened) -> PeerService | None:
+        claim = opened.service
+        if claim is None:
+            return None
+        try:
+            service = self.relay.service(claim.role, claim.chain, claim.fingerprint)
+        except (RoleMismatch, StoreError):
+            raise ServiceRefusedError from None
+        return PeerService(service.service_id, claim.role, claim.fingerprint, claim.session_key)
+
+    def ended(self, conversation: Conversation) -> None:
+        """Forgets a conversation whose connection is gone."""
+        self._all.discard(conversation)
+
+    def _committed(self) -> None:
+        """The store's mark has moved, or the store has a failure now or no more."""
+        for conversation in list(self.holding):
+            conversation.release()
+        failing = self.relay.store.failure is not None
+        if failing and self._giving_up is None:
+            self._giving_up = self._call_later(self._store_time, self._give_up)
+        elif not failing and self._giving_up is not None:
+            self._giving_up.cancel()
+            self._giving_up = None
+
+    def _give_up(self) -> None:
+        self._giving_up = None
+        problem = self.relay.store.failure
+        if problem is not None:
+            for conversation in list(self.holding):
+                conversation.give_up(problem)
+
+    def settle(self) -> None:
+        """Gives all answers now: what they wait for is made safe, or they become errors."""
+        self.relay.store.flush()
+        if self._giving_up is not None and self._giving_up.active():
+            self._giving_up.cancel()
+        self._give_up()
+
+    def close_idle(self, ttl: float) -> None:
+        """Closes the connections that are subscribed to nothing and silent for `ttl` seconds."""
+        before = self.now() - ttl
+        for conversation in list(self._all):
+            if conversation.idle_since(before):
+                conversation.close()
