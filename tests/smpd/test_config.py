@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,8 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("protocol.minimum_version", "5", "a whole number from 6 to 18"),
         ("protocol.maximum_version", "19", "a whole number from 6 to 18"),
         ("delivery.send_queue", "65536", "a whole number from 1 to 65535"),
+        ("server.processes", "0", "auto, or a whole number from 1 to 64"),
+        ("server.processes", "many", "auto, or a whole number from 1 to 64"),
         ("server.address_port", "0", "nothing, or a whole number from 1 to 65535"),
         ("server.key", "", "the path of a file, from the configuration's own directory"),
         ("proxy.enabled", "on", "off, since proxying comes with a later version"),
@@ -333,6 +336,21 @@ def test_one_file_for_two_things() -> None:
 def test_the_port_of_the_printed_address(listen: str, address_port: str, port: int) -> None:
     s = settings(f"[server]\nlisten = {listen}\naddress_port = {address_port}")
     assert s.server.port == port
+
+
+def test_how_many_processes() -> None:
+    assert settings("").server.processes == 1
+    assert settings("[server]\nprocesses = 64").server.processes == 64
+    cores = len(os.sched_getaffinity(0))
+    assert settings("[server]\nprocesses = auto").server.processes == min(cores, 64)
+
+
+def test_several_processes_cannot_share_a_port_without_a_number() -> None:
+    settings("[server]\nlisten = tcp:0\nprocesses = 1")
+    with pytest.raises(ConfigurationError) as refused:
+        settings("[server]\nlisten = tcp:5223 tcp6:0\nprocesses = 2")
+    (fault,) = refused.value.faults
+    assert (fault.section, fault.key) == ("server", "listen")
 
 
 KEY_HASH = bytes(range(32))

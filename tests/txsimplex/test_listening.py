@@ -16,7 +16,7 @@ from tests.coroutines import finish, in_reactor, until
 from tests.txsimplex.block_peers import Echo, Receivers, Recorder, block, connect
 from txsimplex.block_port import BlockPort, UnixBlockPort
 from txsimplex.blocks_transport import TransportLimits
-from txsimplex.listening import listen
+from txsimplex.listening import adopt, listen
 
 
 @pytest.fixture
@@ -175,3 +175,26 @@ async def test_a_port_that_is_taken(ports: list[IListeningPort]) -> None:
 async def test_a_description_of_nothing(description: str, ports: list[IListeningPort]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         await listening(ports, description, Receivers())
+
+
+@pytest.mark.parametrize(
+    "description", ["tcp:0:interface=127.0.0.1", "tcp6:0:interface=\\:\\:1", "unix"]
+)
+@in_reactor
+async def test_a_socket_that_listens_already(
+    description: str, tmp_path: Path, ports: list[IListeningPort]
+) -> None:
+    """As an edge process takes it from the core: what one leaves, another goes on with."""
+    from twisted.internet import reactor
+
+    path = tmp_path / "socket"
+    if description == "unix":
+        description = f"unix:{path}"
+    port = await listening(ports, description, Receivers(Echo), reuse_port=True)
+    port.stopReading()
+    for _ in range(2):
+        receivers = Receivers(Echo)
+        adopted: Any = adopt(reactor, socket.dup(port.fileno()), receivers)
+        await echoes(port, receivers)
+        await adopted.stopListening()
+    assert path.exists() == description.startswith("unix")
