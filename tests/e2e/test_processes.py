@@ -169,6 +169,8 @@ class Load:
         self.received: list[bytes] = []
         self.reconnected = 0
         self.running = True
+        # The last answer may come after `running` has become false.
+        self._all_sent = False
 
     async def run(self) -> None:
         """Until `running` is false and all is delivered."""
@@ -176,6 +178,7 @@ class Load:
         queue, sender_key = await make_secured_queue(recipient)
         receiving = Deferred.fromCoroutine(self._receive(recipient, queue))
         await self._send(queue, sender_key)
+        self._all_sent = True
         await receiving
 
     async def _send(self, queue: Queue, key: PrivateKey) -> None:
@@ -192,7 +195,7 @@ class Load:
                 number += 1
 
     async def _receive(self, recipient: SMPClient, queue: Queue) -> None:
-        while self.running or self.accepted[-1] not in self.received:
+        while not self._all_sent or self.accepted[-1] not in self.received:
             try:
                 message = of(Msg, await next_event(recipient, 1.0))
                 following: Msg | None = message
