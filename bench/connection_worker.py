@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from bench.percentiles import Durations
-from bench.workers import Handler, obey
+from bench.workers import Handler, obey, sleep
 from txsimplex import fast_reactor, openssl
 from txsimplex.addresses import ServerAddress
 from txsimplex.client.errors import ClientError
@@ -156,7 +156,7 @@ class ConnectionWorker:
                 return
             took = time.perf_counter() - began
             self._pings.add(took)
-            await _sleep(max(0.0, 1 / rate - took))
+            await sleep(max(0.0, 1 / rate - took))
         await client.close()
 
     async def pings(self, last: bool) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class ConnectionWorker:
         hello = _client_hello(self._context)
         transport = await self._tcp()
         transport.write(hello[: len(hello) // 2])
-        await _sleep(0.01)
+        await sleep(0.01)
         transport.abortConnection()
 
     async def _drop_tls(self) -> None:
@@ -214,12 +214,6 @@ def _client_hello(context: SSL.Context) -> bytes:
     return connection.bio_read(1 << 16)
 
 
-def _sleep(seconds: float) -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    reactor.callLater(seconds, done.callback, None)
-    return done
-
-
 def main() -> None:
     """Obeys until stdin ends."""
     worker = ConnectionWorker()
@@ -233,13 +227,7 @@ def main() -> None:
         "pings": worker.pings,
         "drop": worker.drop,
     }
-    obey(handlers, lambda: reactor.callWhenRunning(_stop))
-    reactor.run()
-
-
-def _stop() -> None:
-    if reactor.running:
-        reactor.stop()
+    obey(handlers)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ stays behind of connections that are opened and dropped.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from bench.options import (
     open_server,
     parse,
     positive,
+    report,
     run_benchmark,
     versions,
 )
@@ -115,7 +115,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     }
     result["settings"] |= {"version": options.version[0], "cores": str(cores)}
     result["faults"] = faults
-    _report(result, options)
+    report(result, as_json=options.json)
     return finish(bool(faults))
 
 
@@ -233,18 +233,6 @@ def _files(server: Server, wanted: int) -> int:
         files = server.open_files()
         if files <= wanted or time.monotonic() > deadline or not wanted:
             return files
-
-
-def _report(result: dict[str, Any], options: argparse.Namespace) -> None:
-    print()
-    for name, value in result.items():
-        if name not in ("benchmark", "settings", "faults"):
-            print(f"{name.replace('_', ' '):42} {value}")
-    for fault in result["faults"]:
-        print(f"FAULT: {fault}")
-    if options.json:
-        print(json.dumps(result))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

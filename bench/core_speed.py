@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from typing import Any
+
+from twisted.internet.task import LoopingCall
 
 from bench.workers import Handler, obey
 
@@ -41,20 +42,10 @@ class CoreSpeed:
 
 def main() -> None:
     """Samples, and obeys until stdin ends."""
-    from twisted.internet import reactor as _reactor
-    from twisted.internet.task import LoopingCall
-
-    reactor: Any = _reactor
     speed = CoreSpeed()
     handlers: dict[str, Handler] = {"mark": speed.mark}
     LoopingCall(speed.sample).start(_INTERVAL)
-
-    def end() -> None:
-        if reactor.running:
-            reactor.stop()
-
-    obey(handlers, lambda: reactor.callWhenRunning(end))
-    reactor.run()
+    obey(handlers)
 
 
 if __name__ == "__main__":

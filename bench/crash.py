@@ -7,7 +7,6 @@ store, many times. Every answer that it gave is compared with what comes back.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -19,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.options import allow_many_files, finish, parse, positive, run_benchmark
+from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
 from bench.running import Cores, say
 from bench.server import STORES, Installation, Server
 from bench.workers import Worker, Workers
@@ -182,7 +181,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         say("taking what is left")
         counts = rounds.drain()
     result = _result(rounds, counts, options, cores)
-    _report(result, options)
+    report(result, as_json=options.json)
     return finish(bool(result["lost"] or result["faults"]))
 
 
@@ -207,18 +206,6 @@ def _result(
         | {"cores": str(cores)},
         "faults": faults,
     }
-
-
-def _report(result: dict[str, Any], options: argparse.Namespace) -> None:
-    print()
-    for name, value in result.items():
-        if name not in ("benchmark", "settings", "faults"):
-            print(f"{name.replace('_', ' '):42} {value}")
-    for fault in result["faults"]:
-        print(f"FAULT: {fault}")
-    if options.json:
-        print(json.dumps(result))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

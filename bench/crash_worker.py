@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from bench.ledger import Ledger, number_of, numbered_body
-from bench.workers import Handler, obey
+from bench.workers import Handler, obey, sleep
 from txsimplex import fast_reactor
 from txsimplex.addresses import ServerAddress
 from txsimplex.boxes import BoxError
@@ -136,7 +136,7 @@ class CrashWorker:
             if time.monotonic() > deadline:
                 self.ledger.wrong_answer("messages or answers did not come")
                 break
-            await _sleep(_STEP)
+            await sleep(_STEP)
         for client in self._recipients:
             await client.ping()
         for queue in self._queues.values():
@@ -177,7 +177,7 @@ class CrashWorker:
                     endpoint, server, timeout=_CONNECT_TIME, clock=reactor, on_event=self._event
                 )
             except _ENDED:
-                await _sleep(_STEP)
+                await sleep(_STEP)
         return None
 
     async def _look_for(self, queues: Sequence[BusyQueue]) -> None:
@@ -248,7 +248,7 @@ class CrashWorker:
 
     async def _churn(self) -> None:
         while not self._stopping:
-            await _sleep(random.uniform(0, 2 * _CHURN_INTERVAL))
+            await sleep(random.uniform(0, 2 * _CHURN_INTERVAL))
             if len(self._queues) >= self._wanted:
                 await self._delete(random.choice(list(self._queues.values())))
             else:
@@ -284,7 +284,7 @@ class CrashWorker:
                     self.ledger.send_refused(queue.recipient_id, number)
                 else:
                     self.ledger.send_failed(queue.recipient_id, number, str(error))
-                await _sleep(_STEP)
+                await sleep(_STEP)
             else:
                 self.ledger.send_answered(queue.recipient_id, number)
 
@@ -328,7 +328,7 @@ class CrashWorker:
         self, queue: BusyQueue, number: int | None, msg_id: bytes, delay: float
     ) -> None:
         if delay:
-            await _sleep(delay)
+            await sleep(delay)
         if self._stopping:
             return
         recipient_id = queue.recipient_id
@@ -349,12 +349,6 @@ def _is_auth(answer: object) -> bool:
     return isinstance(answer, RelayError) and answer.error == errors.AUTH
 
 
-def _sleep(seconds: float) -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    reactor.callLater(seconds, done.callback, None)
-    return done
-
-
 def main() -> None:
     """Obeys until stdin ends."""
     worker = CrashWorker()
@@ -363,13 +357,7 @@ def main() -> None:
         "crashed": worker.crashed,
         "drain": worker.drain,
     }
-    obey(handlers, lambda: reactor.callWhenRunning(_stop))
-    reactor.run()
-
-
-def _stop() -> None:
-    if reactor.running:
-        reactor.stop()
+    obey(handlers)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.messages import Pair, Queue, Sender, Tally, delete_queues, make_queues
 from bench.percentiles import Durations
-from bench.workers import Handler, obey
+from bench.workers import Handler, obey, sleep
 from txsimplex import fast_reactor, openssl
 from txsimplex.addresses import ServerAddress
 from txsimplex.client.session import Session, open_session
@@ -158,7 +158,7 @@ class MessageWorker:
             if time.monotonic() > deadline:
                 self._tally.fault("messages or answers did not come")
                 break
-            await _sleep(0.05)
+            await sleep(0.05)
         return {"faults": self._tally.faults}
 
     async def disconnect(self) -> None:
@@ -173,12 +173,6 @@ class MessageWorker:
         self._pairs, self._queues, self._sessions = [], [], []
 
 
-def _sleep(seconds: float) -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    reactor.callLater(seconds, done.callback, None)
-    return done
-
-
 def main() -> None:
     """Obeys until stdin ends."""
     worker = MessageWorker()
@@ -190,13 +184,7 @@ def main() -> None:
         "drain": worker.drain,
         "disconnect": worker.disconnect,
     }
-    obey(handlers, lambda: reactor.callWhenRunning(_stop))
-    reactor.run()
-
-
-def _stop() -> None:
-    if reactor.running:
-        reactor.stop()
+    obey(handlers)
 
 
 if __name__ == "__main__":

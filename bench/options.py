@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -117,3 +118,16 @@ def run_benchmark(benchmark: Callable[[], int]) -> int:
 def finish(faulty: bool) -> int:
     """The exit status."""
     return 1 if faulty else 0
+
+
+def report(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints the figures of a benchmark, a line each, its faults, and, if asked, all as JSON."""
+    print()
+    for name, value in result.items():
+        if name not in ("benchmark", "settings", "faults"):
+            print(f"{name.replace('_', ' '):42} {value}")
+    for fault in result["faults"]:
+        print(f"FAULT: {fault}")
+    if as_json:
+        print(json.dumps(result))
+    sys.stdout.flush()

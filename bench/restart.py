@@ -7,7 +7,6 @@ answers a client about one of the queues, and its memory then and after a thousa
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.filling import FilledQueue, fill
-from bench.options import allow_many_files, finish, parse, positive, run_benchmark
+from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
 from bench.running import Cores, say
 from bench.server import Installation, Server, ServerFailedError
 from bench.workers import Worker, Workers
@@ -166,7 +165,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     result["settings"] = {"body_size": options.body_size, "repeat": options.repeat}
     result["settings"]["cores"] = str(cores)
     result["faults"] = starts.faults
-    _report(result, options)
+    report(result, as_json=options.json)
     return finish(bool(starts.faults))
 
 
@@ -220,18 +219,6 @@ def _forget_files(path: Path) -> None:
 
 def _mib(kib: float) -> float:
     return round(kib / 1024, 1)
-
-
-def _report(result: dict[str, Any], options: argparse.Namespace) -> None:
-    print()
-    for name, value in result.items():
-        if name not in ("benchmark", "settings", "faults"):
-            print(f"{name.replace('_', ' '):42} {value}")
-    for fault in result["faults"]:
-        print(f"FAULT: {fault}")
-    if options.json:
-        print(json.dumps(result))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench.workers import Handler, obey
+from bench.workers import Handler, obey, sleep
 from txsimplex import fast_reactor
 from txsimplex.addresses import ServerAddress
 from txsimplex.boxes import BoxError, BoxKey
@@ -22,7 +22,6 @@ from txsimplex.smp.transmissions import Received
 fast_reactor.install()
 
 from twisted.internet import reactor as _reactor  # noqa: E402
-from twisted.internet.defer import Deferred  # noqa: E402
 from twisted.internet.endpoints import TCP4ClientEndpoint  # noqa: E402
 
 reactor: Any = _reactor
@@ -53,7 +52,7 @@ class RestartWorker:
             try:
                 return await connect(endpoint, server, clock=reactor, on_event=self._event)
             except DisconnectedError:
-                await _sleep(_STEP)
+                await sleep(_STEP)
 
     def _event(self, received: Received) -> None:
         if isinstance(received.message, Msg):
@@ -74,7 +73,7 @@ class RestartWorker:
             faults += [f"SUB was answered by {answer}" for answer in wrong]
         deadline = time.monotonic() + _MESSAGES_TIME
         while len(self._came) < len(found) and time.monotonic() < deadline:
-            await _sleep(_STEP)
+            await sleep(_STEP)
         for recipient_id, secret, body in found:
             if not _is_as_sent(self._came.get(recipient_id), secret, body):
                 faults.append("a message did not come as it was sent")
@@ -109,12 +108,6 @@ def _key(text: str) -> PrivateKey:
     return PrivateKey(Algorithm.ED25519, bytes.fromhex(text))
 
 
-def _sleep(seconds: float) -> Deferred[None]:
-    done: Deferred[None] = Deferred()
-    reactor.callLater(seconds, done.callback, None)
-    return done
-
-
 def main() -> None:
     """Obeys until stdin ends."""
     worker = RestartWorker()
@@ -124,13 +117,7 @@ def main() -> None:
         "acknowledge": worker.acknowledge,
         "lost": worker.lost,
     }
-    obey(handlers, lambda: reactor.callWhenRunning(_stop))
-    reactor.run()
-
-
-def _stop() -> None:
-    if reactor.running:
-        reactor.stop()
+    obey(handlers)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
 from twisted.internet.stdio import StandardIO
+from twisted.internet.task import deferLater
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
@@ -158,9 +159,22 @@ class _Commands(LineReceiver):
         self._ended()
 
 
-def obey(handlers: Mapping[str, Handler], ended: Callable[[], object]) -> None:
-    """Carries out commands from stdin; calls `ended` when there will be no more.
+def obey(handlers: Mapping[str, Handler]) -> None:
+    """Runs the reactor that is installed, and carries out commands from stdin until it ends."""
+    from twisted.internet import reactor as installed
 
-    Needs the reactor to be installed and not yet to run.
-    """
-    StandardIO(_Commands(handlers, ended))
+    reactor: Any = installed
+
+    def end() -> None:
+        if reactor.running:
+            reactor.stop()
+
+    StandardIO(_Commands(handlers, lambda: reactor.callWhenRunning(end)))
+    reactor.run()
+
+
+def sleep(seconds: float) -> Deferred[None]:
+    """Fires after so many seconds of the reactor that is installed."""
+    from twisted.internet import reactor
+
+    return deferLater(reactor, seconds, lambda: None)
