@@ -7,22 +7,24 @@ of an edge process, by `smpd.core`. Answers wait here until what they depend on 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from smpd.peers import Opened, Outlet, Peer, PeerService
 from smpd.relay import Outcome, Relay
-from smpd.stores.interface import RoleMismatch, StoreError
+from smpd.stores.interface import RoleMismatch, StoreError, Wanted, What
 from txsimplex.smp import errors
+from txsimplex.smp.handshake import ServiceClaim
 from txsimplex.smp.transmissions import BAD_BLOCK, Framing, Refused, Transmission
 
 _FEW_ANSWERS = 4
 """Up to this many answers share a block with the first message (smp-server.md §2.2)."""
 
 _MOST_HELD = 32
-"""Blocks whose answers may wait for the store before the client is not read from any more."""
+"""Blocks that may wait for the store, or their answers, before the client is not read from."""
 
 
 class Line(Outlet, Protocol):
@@ -40,20 +42,37 @@ class Line(Outlet, Protocol):
         """Ends the connection in order."""
 
 
-class ServiceRefusedError(Exception):
-    """The service of a connection is known in another role, or cannot be stored now."""
+Refuse = Callable[[], None]
+Items = Sequence[Transmission | Refused]
+"""The commands of a block."""
 
 
 class Conversation:
-    """One connection after its handshake: its peer, and its answers in order."""
+    """One connection after its handshake: its peer, and its answers in order.
 
-    __slots__ = ("_conversations", "_held", "_line", "_relay", "peer")
+    With a store that other relays share, blocks wait until it admits them, and then their
+    answers until their changes are safe. Other stores admit them at once.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_conversations",
+        "_ended",
+        "_held",
+        "_line",
+        "_refused",
+        "_relay",
+        "peer",
+    )
 
     def __init__(self, conversations: Conversations, line: Line, peer: Peer) -> None:
         self._conversations = conversations
         self._relay = conversations.relay
         self._line = line
         self._held: deque[Outcome] | None = None
+        self._asked = 0
+        self._ended = False
+        self._refused = False
         self.peer = peer
 
     def receive(self, content: bytes | None) -> None:
@@ -63,8 +82,54 @@ class Conversation:
         else:
             self.process(self.peer.framing.read_commands(content))
 
-    def process(self, items: Sequence[Transmission | Refused]) -> None:
-        """Carries out the commands of a block, and answers them as soon as that may be."""
+    def process(self, items: Items, then: Callable[[Items], None] | None = None) -> None:
+        """Carries out the commands of a block, and answers them as soon as that may be.
+
+        `then` is called with them when they are carried out. Nothing is, once the service of
+        the connection was refused.
+        """
+        if self._refused:
+            return
+        if self._relay.store.shared:
+            wanted = self._relay.lookups(self.peer, items)
+            if self._asked or wanted is not None:
+                self._ask(wanted or (), items, then)
+                return
+        self._carry_out(items)
+        if then is not None:
+            then(items)
+
+    def _ask(
+        self,
+        wanted: Sequence[Wanted],
+        items: Items,
+        then: Callable[[Items], None] | None,
+    ) -> None:
+        """Has the block carried out when the store admits it, and all later ones after it."""
+        self._asked += 1
+        if self._asked == _MOST_HELD:
+            self._line.stop_reading()
+        self._relay.store.admit(wanted, partial(self._admitted, items, then), self)
+
+    def _admitted(self, items: Items, then: Callable[[Items], None] | None) -> None:
+        self._asked -= 1
+        try:
+            self._carry_out(items)
+            if then is not None:
+                then(items)
+        except Exception:
+            self._line.close()
+            raise
+        finally:
+            if self._asked == _MOST_HELD - 1 and not self._is_held_back():
+                self._line.go_on_reading()
+            if self._ended and not self._asked:
+                self._leave()
+
+    def _is_held_back(self) -> bool:
+        return self._held is not None and len(self._held) >= _MOST_HELD
+
+    def _carry_out(self, items: Items) -> None:
         outcome = self._relay.process(self.peer, items)
         if outcome.refused:
             self._line.send(outcome.refused)
@@ -78,10 +143,38 @@ class Conversation:
         self._relay.ready(self.peer)
 
     def end(self) -> None:
-        """The connection is gone."""
+        """The connection is gone. What it has asked for before is done nevertheless."""
+        self._ended = True
+        if not self._asked:
+            self._leave()
+
+    def _leave(self) -> None:
         self._end_hold()
         self._relay.leave(self.peer)
         self._conversations.ended(self)
+
+    def introduce(
+        self, claim: ServiceClaim, accepted: Callable[[bytes | None], None], refused: Refuse
+    ) -> None:
+        """Says whether the service of a connection is taken, in order or as one in another role."""
+
+        def meet() -> None:
+            self._asked -= 1
+            try:
+                service = self._relay.service(claim.role, claim.chain, claim.fingerprint)
+            except (RoleMismatch, StoreError):
+                self._refused = True
+                refused()
+            else:
+                self.peer.service = PeerService(
+                    service.service_id, claim.role, claim.fingerprint, claim.session_key
+                )
+                accepted(service.service_id)
+            if self._ended and not self._asked:
+                self._leave()
+
+        self._asked += 1
+        self._relay.store.admit([Wanted(What.CERTIFICATE, claim.fingerprint)], meet, self)
 
     def _answer(self, outcome: Outcome) -> None:
         """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""
@@ -112,10 +205,25 @@ class Conversation:
         if held is None:
             return
         before = len(held)
-        mark = self._relay.store.committed
+        store = self._relay.store
+        mark = store.committed
         while held and max(held[0].needs, default=0) <= mark:
-            self._answer(held.popleft())
+            outcome = held.popleft()
+            if store.shared:
+                self._check(outcome)
+            self._answer(outcome)
         self._after_release(held, before)
+
+    def _check(self, outcome: Outcome) -> None:
+        """Puts ``ERR STORE`` in the place of answers whose changes were not made after all."""
+        store, peer = self._relay.store, self.peer
+        answers = list(outcome.answers)
+        for index, need in enumerate(outcome.needs):
+            problem = store.spoiled(need)
+            if problem is not None:
+                message = b"ERR " + errors.store_error(problem).encode(peer.version)
+                answers[index] = peer.framing.instead(answers[index], message)
+        outcome.answers = answers
 
     def give_up(self, problem: str) -> None:
         """Gives all answers: ``ERR STORE`` instead of those that depend on what is not safe."""
@@ -137,7 +245,7 @@ class Conversation:
     def _after_release(self, held: deque[Outcome], before: int) -> None:
         if not held:
             self._end_hold()
-        if len(held) < _MOST_HELD <= before:
+        if len(held) < _MOST_HELD <= before and self._asked < _MOST_HELD:
             self._line.go_on_reading()
 
     def _end_hold(self) -> None:
@@ -177,31 +285,28 @@ class Conversations:
         self._giving_up: IDelayedCall | None = None
         relay.store.on_commit = self._committed
 
-    def open(self, line: Line, opened: Opened) -> Conversation:
+    def open(
+        self, line: Line, opened: Opened, accepted: Callable[[bytes | None], None], refused: Refuse
+    ) -> Conversation:
         """The conversation of a connection whose handshake has come so far.
 
-        Raises `ServiceRefusedError`.
+        Calls `accepted`, with the id of its service if it has one, or `refused`: before it
+        returns, or after that for a service when the store has to be asked.
         """
         peer = Peer(
             Framing(opened.version, opened.session_id),
             opened.session_key,
             line,
-            self._service(opened),
+            None,
             has_client_key=opened.has_client_key,
         )
         conversation = Conversation(self, line, peer)
         self._all.add(conversation)
+        if opened.service is None:
+            accepted(None)
+        else:
+            conversation.introduce(opened.service, accepted, refused)
         return conversation
-
-    def _service(self, opened: Opened) -> PeerService | None:
-        claim = opened.service
-        if claim is None:
-            return None
-        try:
-            service = self.relay.service(claim.role, claim.chain, claim.fingerprint)
-        except (RoleMismatch, StoreError):
-            raise ServiceRefusedError from None
-        return PeerService(service.service_id, claim.role, claim.fingerprint, claim.session_key)
 
     def ended(self, conversation: Conversation) -> None:
         """Forgets a conversation whose connection is gone."""

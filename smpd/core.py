@@ -35,7 +35,7 @@ from smpd.channel import (
     encode_learned,
 )
 from smpd.conduit import Conduit, pair
-from smpd.conversation import Conversation, Conversations, ServiceRefusedError
+from smpd.conversation import Conversation, Conversations, Items
 from txsimplex.smp.handshake import RelayIdentity
 from txsimplex.smp.transmissions import BAD_BLOCK, TooLarge, Transmission, pack
 
@@ -106,15 +106,14 @@ class EdgeLine:
 
     def opened(self, payload: bytes) -> None:
         """The client has shaken hands."""
-        opened = decode_opened(payload)
-        try:
-            self.conversation = self._channel.conversations.open(self, opened)
-        except ServiceRefusedError:
-            self._tell(Kind.REFUSED)
-            return
-        service = self.conversation.peer.service
-        if service is not None:
-            self._tell(Kind.ACCEPTED, service.service_id)
+        self.conversation = self._channel.conversations.open(
+            self, decode_opened(payload), self._accepted, lambda: self._tell(Kind.REFUSED)
+        )
+
+    def _accepted(self, service_id: bytes | None) -> None:
+        # The edge has accepted a connection without a service by itself.
+        if service_id is not None:
+            self._tell(Kind.ACCEPTED, service_id)
 
     def block(self, payload: bytes) -> None:
         """A block of the client, with what the edge has found out about it."""
@@ -127,16 +126,16 @@ class EdgeLine:
         for item, proof in zip(items, proofs, strict=False):
             if type(item) is Transmission:
                 item.proof = proof
-        conversation.process(items)
-        for item in items:
-            if type(item) is Transmission and item.made_with is not None:
-                self._teach(item)
+        conversation.process(items, self._teach)
 
-    def _teach(self, item: Transmission) -> None:
-        """Tells the edge the key of a command that it has not verified with the right one."""
-        key, proof = item.made_with, item.proof
-        if key is not None and item.entity_id and (proof is None or proof.key != key.raw):
-            self._tell(Kind.LEARN, encode_learned(item.entity_id, key))
+    def _teach(self, items: Items) -> None:
+        """Tells the edge the keys of commands that it has not verified with the right ones."""
+        for item in items:
+            if type(item) is not Transmission or item.made_with is None or not item.entity_id:
+                continue
+            key, proof = item.made_with, item.proof
+            if proof is None or proof.key != key.raw:
+                self._tell(Kind.LEARN, encode_learned(item.entity_id, key))
 
     def bad_block(self, payload: bytes) -> None:
         """A block that did not open."""

@@ -166,6 +166,9 @@ class Execution:
         elif subscription.getter:
             self._counters.subscriptions_prohibited += 1
             raise CommandError(errors.PROHIBITED)
+        else:
+            # Other relays may not know yet: an earlier SUB may have failed at that.
+            self._store.claim_queue(queue)
         message = self._subscriptions.mark_delivered(subscription, queue)
         if again:
             self._counters.subscriptions_duplicate += 1

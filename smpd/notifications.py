@@ -7,10 +7,13 @@ or to the connection of the service that the notifier is associated with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import partial
+
 from smpd.counters import Counters
 from smpd.peers import Peer
 from smpd.queues import Message, Notifier, Queue
-from smpd.stores.interface import Notification, Store, StoreError
+from smpd.stores.interface import Notification, Store, StoreError, Wanted, What
 from smpd.subscriptions import Subscriptions, ended_service
 from txsimplex.boxes import BoxKey
 from txsimplex.keys import Random
@@ -44,6 +47,7 @@ class Notifications:
         if service_id is not None:
             self._store.associate(queue, None)
             self._end_for_service(service_id, notifier.notifier_id, _END)
+        self._store.claim_notifier(queue)
         if notifier.notifier_id in peer.notifier_ids:
             self._counters.notifier_subscriptions_duplicate += 1
         else:
@@ -65,11 +69,11 @@ class Notifications:
             peer.service_notifiers -= 1
         self._subscriptions.add_event(peer, notifier_id, why.encode(peer.version))
 
-    def _end_subscriber(self, notifier_id: bytes) -> None:
+    def _end_subscriber(self, notifier_id: bytes, why: End | Deld = _END) -> None:
         former = self._subscribers.pop(notifier_id, None)
         if former is not None:
             former.notifier_ids.discard(notifier_id)
-            self._subscriptions.add_event(former, notifier_id, _END.encode(former.version))
+            self._subscriptions.add_event(former, notifier_id, why.encode(former.version))
 
     def subscribe_by_service(
         self, peer: Peer, service_id: bytes, notifier: Notifier, queue: Queue
@@ -93,15 +97,20 @@ class Notifications:
 
     def _take_over(self, peer: Peer, service_id: bytes) -> bool:
         """Makes `peer` the connection of its service; whether another one was before."""
+        self._store.claim_service(service_id)
         former = self._services.get(service_id)
         self._services[service_id] = peer
         self._subscriptions.withdraw_event(peer, service_id)
         if former is None or former is peer:
             return former is None
+        self._end_service(former, service_id)
+        return True
+
+    def _end_service(self, former: Peer, service_id: bytes) -> None:
+        """Tells a connection of a service that another one has taken its place."""
         self._subscriptions.add_event(former, service_id, ended_service(former.service_notifiers))
         former.service_notifiers = 0
         former.service_subscribed = False
-        return True
 
     def subscribe_all(self, peer: Peer, service_id: bytes) -> bytes:
         """The answer to NSUBS (§7.2)."""
@@ -118,11 +127,8 @@ class Notifications:
         """Tells the subscriber of a notifier that it was deleted (§7.2)."""
         if notifier is None:
             return
-        peer = self._subscribers.pop(notifier.notifier_id, None)
-        if peer is not None:
-            peer.notifier_ids.discard(notifier.notifier_id)
-            message = _DELETED.encode(peer.version)
-            self._subscriptions.add_event(peer, notifier.notifier_id, message)
+        if notifier.notifier_id in self._subscribers:
+            self._end_subscriber(notifier.notifier_id, _DELETED)
         elif notifier.service_id is not None:
             self._end_for_service(notifier.service_id, notifier.notifier_id, _DELETED)
 
@@ -135,6 +141,32 @@ class Notifications:
         service = peer.service
         if service is not None and self._services.get(service.service_id) is peer:
             del self._services[service.service_id]
+
+    # -- what other relays on the same store do
+
+    def look(self, notifier_id: bytes) -> None:
+        """Looks what has become of a notifier, and lets its subscriber know."""
+        if notifier_id not in self._subscribers:
+            return
+        queue = self._store.by_notifier(notifier_id)
+        if queue is None or queue.notifier is None:
+            self._end_subscriber(notifier_id, _DELETED)
+        elif queue.notifier.service_id is not None or not self._store.is_our_notifier(queue):
+            self._end_subscriber(notifier_id)
+
+    def service_taken(self, service_id: bytes) -> None:
+        """A service has a connection at another relay now."""
+        former = self._services.pop(service_id, None)
+        if former is not None:
+            self._end_service(former, service_id)
+
+    def service_lost(self, service_id: bytes, notifier_id: bytes, *, deleted: bool) -> None:
+        """A service has lost one of its notifiers at another relay."""
+        self._end_for_service(service_id, notifier_id, _DELETED if deleted else _END)
+
+    def followed(self) -> tuple[Iterable[bytes], Iterable[bytes]]:
+        """The ids of notifiers that have subscribers here, and of services with connections."""
+        return self._subscribers.keys(), self._services.keys()
 
     # -- notifying
 
@@ -150,10 +182,22 @@ class Notifications:
 
         What the store does not give now stays for the next round.
         """
+        waiting = [
+            notifier_id
+            for notifier_id in self._store.notifiers_waiting()
+            if notifier_id in self._subscribers or self._services
+        ]
+        if not self._store.shared:
+            self._send_some(waiting)
+            return
+        for start in range(0, len(waiting), _PER_BATCH):
+            some = waiting[start : start + _PER_BATCH]
+            wanted = [Wanted(What.NOTIFIER, notifier_id) for notifier_id in some]
+            self._store.admit(wanted, partial(self._send_some, some), self)
+
+    def _send_some(self, notifier_ids: Sequence[bytes]) -> None:
         rounds: dict[Peer, list[bytes]] = {}
-        for notifier_id in self._store.notifiers_waiting():
-            if notifier_id not in self._subscribers and not self._services:
-                continue
+        for notifier_id in notifier_ids:
             try:
                 self._collect(notifier_id, rounds)
             except StoreError:
@@ -174,7 +218,10 @@ class Notifications:
             peer = self._subscribers.get(notifier_id)
         else:
             peer = self._services.get(service_id)
-        if peer is None or peer.outlet.full:
+        if peer is None:
+            self._store.nobody_waits(notifier_id)
+            return
+        if peer.outlet.full:
             return
         taken = self._store.take_notifications(notifier_id)
         events = rounds.setdefault(peer, [])

@@ -8,18 +8,20 @@ which no client relies on.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from smpd.authorization import Authority, CommandError
 from smpd.counters import Counters
 from smpd.execution import Execution
+from smpd.lookups import lookups
 from smpd.notifications import Notifications
 from smpd.peers import Peer
 from smpd.queues import Queue, Status, day_of, new_id
 from smpd.rules import Rules
-from smpd.stores.interface import Service, Store, StoreError
+from smpd.stores.interface import Elsewhere, Service, Store, StoreError, Wanted, What
 from smpd.subscriptions import Subscriptions
 from txsimplex.keys import Random
 from txsimplex.smp import commands as c, errors
@@ -47,7 +49,7 @@ class Outcome:
     needs: Sequence[int] = ()
 
 
-class Relay:
+class Relay(Elsewhere):
     """The relay: its queues, subscriptions and notifications.
 
     `clock` gives the time in seconds since 1970, `random` as many random bytes
@@ -68,8 +70,16 @@ class Relay:
         )
         self._clock = clock
         self._random = random
+        store.elsewhere = self
 
     # -- connections
+
+    def lookups(self, peer: Peer, items: Sequence[Transmission | Refused]) -> list[Wanted] | None:
+        """What `process` will look at in the store; None if it has nothing to do with it."""
+        before = None
+        if self.rules.expire_on_send:
+            before = self.rules.messages_kept_since(self._clock())
+        return lookups(peer, items, before)
 
     def process(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Outcome:
         """Verifies and executes the commands of one block, in order."""
@@ -127,10 +137,11 @@ class Relay:
         if len(encoded) > _LARGEST_ANSWER:
             # The ids are the client's and can be long; the reference answers nothing then.
             encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
-        if type(transmission.command) in _READING:
-            # Messages are delivered before they are safe.
-            return encoded, messages, 0
         noted = self.store.noted
+        if type(transmission.command) in _READING:
+            # Messages are delivered before they are safe. But where other relays would have
+            # to know of a subscription, they must.
+            return encoded, messages, noted if self.store.shared and noted != before else 0
         if noted != before:
             return encoded, messages, noted
         if queue is None or answer[:4] == b"ERR ":
@@ -180,27 +191,53 @@ class Relay:
         """Sends the notifications that wait (§7.1)."""
         self.notifications.send()
 
-    def expire_messages(self, step: int) -> Iterator[None]:
-        """Removes messages older than they may be, `step` queues at a time (§6.1)."""
+    def expire_messages(self, step: int) -> Iterator[Any]:
+        """Removes messages older than they may be, `step` queues at a time (§6.1).
+
+        Yields None, or what is to be waited for.
+        """
         before = self.rules.messages_kept_since(self._clock())
         for expired in self.store.expire_all(before, step):
-            self.counters.messages_expired += expired
-            yield
+            if isinstance(expired, int):
+                self._count_expired(expired)
+                yield None
+            else:
+                yield expired.addCallback(self._count_expired)
 
-    def expire_queues(self, step: int) -> Iterator[None]:
+    def _count_expired(self, expired: int) -> None:
+        self.counters.messages_expired += expired
+
+    def expire_queues(self, step: int) -> Iterator[Any]:
         """Removes queues that nobody has used for long, `step` at a time.
 
         The reference keeps queues for ever, and so does this relay if not told otherwise.
-        One that has a subscriber is in use, however long ago its last command was.
+        One that has a subscriber is in use, however long ago its last command was. Yields None, or
+        what is to be waited for.
         """
         ttl = self.rules.unused_ttl
         if ttl is None:
             return
-        for queues in self.store.unused(day_of(self._clock() - ttl), step):
-            for queue in queues:
+        before = day_of(self._clock() - ttl)
+
+        def expire(recipient_ids: Sequence[bytes]) -> None:
+            wanted = [Wanted(What.RECIPIENT, each) for each in recipient_ids]
+            self.store.admit(wanted, lambda: self._expire_unused(recipient_ids, before), self)
+
+        for found in self.store.unused(before, step):
+            if isinstance(found, Sequence):
+                expire(found)
+                yield None
+            else:
+                yield found.addCallback(expire)
+
+    def _expire_unused(self, recipient_ids: Sequence[bytes], before: int) -> None:
+        for recipient_id in recipient_ids:
+            with suppress(StoreError):
+                queue = self.store.by_recipient(recipient_id)
+                if queue is None or queue.used_on >= before:
+                    continue
                 if self.subscriptions.subscriber(queue) is None:
                     self._expire(queue)
-            yield
 
     def _expire(self, queue: Queue) -> None:
         notifier = queue.notifier
@@ -212,7 +249,42 @@ class Relay:
     def expire_notifications(self) -> None:
         """Removes notifications older than they may be (§7.1)."""
         before = self.rules.notifications_kept_since(self._clock())
-        self.counters.notifications_expired += self.store.expire_notifications(before)
+        expired = self.store.expire_notifications(before)
+        if isinstance(expired, int):
+            self._count_expired_notifications(expired)
+        else:
+            expired.addCallback(self._count_expired_notifications)
+
+    def _count_expired_notifications(self, expired: int) -> None:
+        self.counters.notifications_expired += expired
+
+    # -- what other relays on the same store do
+
+    def queue_changed(self, recipient_id: bytes) -> None:
+        """See `Elsewhere`."""
+        self.subscriptions.look(recipient_id)
+
+    def queue_blocked(self, recipient_id: bytes) -> None:
+        """See `Elsewhere`."""
+        queue = self.store.by_recipient(recipient_id)
+        if queue is not None and queue.blocked is not None:
+            self._tell_blocked(queue, queue.blocked)
+
+    def notifier_changed(self, notifier_id: bytes) -> None:
+        """See `Elsewhere`."""
+        self.notifications.look(notifier_id)
+
+    def service_taken(self, service_id: bytes) -> None:
+        """See `Elsewhere`."""
+        self.notifications.service_taken(service_id)
+
+    def service_lost(self, service_id: bytes, notifier_id: bytes, *, deleted: bool) -> None:
+        """See `Elsewhere`."""
+        self.notifications.service_lost(service_id, notifier_id, deleted=deleted)
+
+    def followed(self) -> tuple[Iterable[bytes], Iterable[bytes], Iterable[bytes]]:
+        """See `Elsewhere`."""
+        return (self.subscriptions.followed(), *self.notifications.followed())
 
     # -- the operator
 
@@ -228,12 +300,15 @@ class Relay:
         self.store.set_status(queue, Status.BLOCKED, information)
         if was_active:
             self.counters.queues_blocked += 1
+        self._tell_blocked(queue, information)
+        return True
+
+    def _tell_blocked(self, queue: Queue, information: BlockingInformation) -> None:
         subscriber = self.subscriptions.subscriber(queue)
         if subscriber is not None:
             error = errors.blocked(information)
             message = b"ERR " + error.encode(subscriber.version)
             self.subscriptions.send_now(queue, message)
-        return True
 
     def unblock_queue(self, sender_id: bytes) -> bool:
         """Activates a blocked queue; False when there is none."""

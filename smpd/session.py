@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from smpd.conversation import Conversations, ServiceRefusedError
+from smpd.conversation import Conversations
 from smpd.peers import Opened
 from txsimplex.blocks_transport import BLOCK_SIZE, BlockTransport
 from txsimplex.boxes import BoxError, PlainBlocks
@@ -98,14 +98,7 @@ class SameProcess:
 
     def meet(self, session: Session, opened: Opened) -> Partner | None:
         """See `Meeting`."""
-        try:
-            conversation = self._conversations.open(session, opened)
-        except ServiceRefusedError:
-            session.refused()
-            return None
-        service = conversation.peer.service
-        session.accepted(None if service is None else service.service_id)
-        return conversation
+        return self._conversations.open(session, opened, session.accepted, session.refused)
 
 
 class Session:

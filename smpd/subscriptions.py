@@ -6,10 +6,13 @@ it has not acknowledged. GET stands beside: it asks without subscribing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+
 from smpd.counters import Counters
 from smpd.peers import Peer, Subscription
 from smpd.queues import Message, Queue
-from smpd.stores.interface import Store, StoreError
+from smpd.stores.interface import Store, StoreError, Wanted, What
 from txsimplex.encoding import short
 from txsimplex.smp import errors
 from txsimplex.smp.bodies import encode_quota_body, seal_body, seal_message
@@ -18,6 +21,8 @@ from txsimplex.smp.transmissions import MAX_TRANSMISSIONS
 
 _END = End()
 _DELETED = Deld()
+_MANY = 100
+"""Queues that are asked for together."""
 
 
 def sealed_message(queue: Queue, message: Message) -> tuple[bytes, bytes]:
@@ -44,6 +49,7 @@ class Subscriptions:
 
     def subscribe(self, peer: Peer, queue: Queue) -> Subscription:
         """Makes `peer` the only subscriber of `queue`; a former one will be sent END."""
+        self._store.claim_queue(queue)
         recipient_id = queue.recipient_id
         self.withdraw_event(peer, recipient_id)
         subscription = Subscription(peer)
@@ -91,9 +97,24 @@ class Subscriptions:
 
         What the store does not give now is tried again in the next round of events.
         """
+        if not peer.waiting or peer.outlet.full:
+            return
+        if not self._store.shared:
+            self._catch_up(peer, None)
+            return
+        waiting = list(peer.waiting)
+        for start in range(0, len(waiting), _MANY):
+            some = waiting[start : start + _MANY]
+            wanted = [Wanted(What.RECIPIENT, recipient_id, 1) for recipient_id in some]
+            self._store.admit(wanted, partial(self._catch_up, peer, some), peer)
+
+    def _catch_up(self, peer: Peer, some: list[bytes] | None) -> None:
+        """Sends the messages that wait in these queues, None for all, while there is room."""
         failed = []
-        while peer.waiting and not peer.outlet.full:
-            recipient_id = peer.waiting.pop()
+        left = peer.waiting if some is None else set(some) & peer.waiting
+        while left and not peer.outlet.full:
+            recipient_id = left.pop()
+            peer.waiting.discard(recipient_id)
             subscription = self._current.get(recipient_id)
             if subscription is None or subscription.peer is not peer:
                 continue
@@ -166,12 +187,39 @@ class Subscriptions:
         if by is not None:
             by.subscriptions.pop(recipient_id, None)
             by.waiting.discard(recipient_id)
-        subscription = self._current.pop(recipient_id, None)
-        if subscription is not None and subscription.peer is not by:
-            peer = subscription.peer
-            peer.subscriptions.pop(recipient_id, None)
-            peer.waiting.discard(recipient_id)
-            self.add_event(peer, recipient_id, _DELETED.encode(peer.version))
+        subscription = self._current.get(recipient_id)
+        if subscription is not None:
+            if subscription.peer is by:
+                del self._current[recipient_id]
+            else:
+                self._end(recipient_id, _DELETED)
+
+    def _end(self, recipient_id: bytes, why: End | Deld) -> None:
+        """Ends the subscription to a queue, and will tell why."""
+        peer = self._current.pop(recipient_id).peer
+        peer.subscriptions.pop(recipient_id, None)
+        peer.waiting.discard(recipient_id)
+        self.add_event(peer, recipient_id, why.encode(peer.version))
+
+    # -- what other relays on the same store do
+
+    def look(self, recipient_id: bytes) -> None:
+        """Looks what has become of a queue, and lets its subscriber know."""
+        if recipient_id not in self._current:
+            return
+        queue = self._store.by_recipient(recipient_id)
+        if queue is None:
+            self._end(recipient_id, _DELETED)
+        elif not self._store.is_ours(queue):
+            self._end(recipient_id, _END)
+        else:
+            message = self._store.head(queue)
+            if message is not None:
+                self.deliver(queue, message)
+
+    def followed(self) -> Iterable[bytes]:
+        """The recipient ids of the queues that have subscribers here."""
+        return self._current.keys()
 
     def leave(self, peer: Peer) -> None:
         """Forgets a connection that has ended; nobody is told."""

@@ -12,14 +12,20 @@ on disk commits many together, and then moves its mark. What depends on a change
 answered when the mark has passed its number (`docs/architecture.md`). A store in memory
 has nothing to wait for: its numbers stay 0.
 
+A store may be shared by several relays (`shared`). Then a queue can be found and changed only
+while nobody else changes it: what has to do with queues is given to `admit`, with what it
+looks at. Other stores have everything at any time, and do at once what they are given.
+
 `tests/smpd/stores/contract.py` is the suite that every store passes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
 
 from smpd.queues import Message, Notifier, Queue, Status
 from txsimplex.keys import PublicKey
@@ -71,6 +77,69 @@ class Written:
     was_empty: bool
 
 
+class What(Enum):
+    """What something is looked for by."""
+
+    RECIPIENT = "recipient"
+    SENDER = "sender"
+    NOTIFIER = "notifier"
+    LINK = "link"
+    NEW_SENDER = "new sender"
+    """A sender id that a client has chosen, and that may be given to a queue."""
+    NEW_LINK = "new link"
+    """A link id of that kind."""
+    SERVICE = "service"
+    """A service's id: how many notifiers are associated with it."""
+    CERTIFICATE = "certificate"
+    """The fingerprint of a service's certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something that work looks at: a queue, unless `what` says otherwise.
+
+    `bodies` is how many of the queue's messages, from the first one, may be looked at;
+    `expire_before` that those of before that second since 1970 may be expired.
+    """
+
+    what: What
+    entity_id: bytes = field(repr=False)
+    bodies: int = 0
+    expire_before: int | None = None
+
+
+class Coming(Protocol):
+    """What a store does not have at once: a Deferred."""
+
+    def addCallback(self, callback: Callable[[Any], Any]) -> Any:
+        """Calls `callback` with the value when it is there, and has what that returns then."""
+
+
+class Elsewhere(Protocol):
+    """What a relay is told of others on the same store. Each may come once more than needed.
+
+    Called as work that was admitted to the queue in question, if there still is one.
+    """
+
+    def queue_changed(self, recipient_id: bytes) -> None:
+        """A queue that has, or had, its subscriber here: it has a message, was taken or deleted."""
+
+    def queue_blocked(self, recipient_id: bytes) -> None:
+        """A queue that has its subscriber here was blocked."""
+
+    def notifier_changed(self, notifier_id: bytes) -> None:
+        """A notifier that has, or had, its subscriber here: it was taken or deleted."""
+
+    def service_taken(self, service_id: bytes) -> None:
+        """A service that has, or had, its connection here has one at another relay now."""
+
+    def service_lost(self, service_id: bytes, notifier_id: bytes, *, deleted: bool) -> None:
+        """A service that has its connection here has lost one of its notifiers."""
+
+    def followed(self) -> tuple[Iterable[bytes], Iterable[bytes], Iterable[bytes]]:
+        """Recipient ids, notifier ids and service ids of which somebody here wants to hear."""
+
+
 def _ignore() -> None:
     """Nobody waits."""
 
@@ -88,6 +157,46 @@ class Store(ABC):
     `StoreError` with this text before it has; what was noted is kept and tried again."""
     on_commit: Callable[[], None] = staticmethod(_ignore)
     """Called, by the reactor's thread, whenever `committed` has moved or `failure` changed."""
+    shared: bool = False
+    """Whether other relays use it too, and `admit` has to be asked for everything."""
+    elsewhere: Elsewhere | None = None
+    """Who is told of what other relays do to a shared store."""
+
+    def admit(self, wanted: Sequence[Wanted], work: Callable[[], None], line: object) -> None:
+        """Calls `work` when what is wanted can be found and changed: at once or later.
+
+        Work of the same `line`, such as a connection, is done in the order in which it was
+        given. When the store cannot admit it, `work` is called nevertheless, after some time, and all
+        that it asks of the store raises `StoreError`.
+        """
+        work()
+
+    def spoiled(self, number: int) -> str | None:
+        """Why the change with a number that the mark has passed was not made after all.
+
+        None, as nearly always, if it was. Asked while `on_commit` is called.
+        """
+        return None
+
+    def claim_queue(self, queue: Queue) -> None:
+        """The queue has its subscriber here from now on, and nowhere else."""
+        return
+
+    def claim_notifier(self, queue: Queue) -> None:
+        """The queue's notifier has its subscriber here from now on, and nowhere else."""
+        return
+
+    def claim_service(self, service_id: bytes) -> None:
+        """The service has its connection here from now on, and nowhere else."""
+        return
+
+    def is_ours(self, queue: Queue) -> bool:
+        """Whether the queue has its subscriber here rather than at another relay."""
+        return True
+
+    def is_our_notifier(self, queue: Queue) -> bool:
+        """The same for its notifier."""
+        return True
 
     def unsafe(self, queue: Queue) -> int:
         """The number of the last change of `queue` that is not safe yet; 0 when all are.
@@ -124,7 +233,7 @@ class Store(ABC):
 
     @abstractmethod
     def queue_count(self) -> int:
-        """How many queues there are."""
+        """How many queues there are; of a shared store, as far as it is known here."""
 
     # -- changing queues
 
@@ -193,18 +302,19 @@ class Store(ABC):
         """Removes messages of before `before` (seconds since 1970) and counts them (§6.1)."""
 
     @abstractmethod
-    def expire_all(self, before: float, step: int) -> Iterator[int]:
+    def expire_all(self, before: float, step: int) -> Iterator[int | Coming]:
         """Expires the messages of all queues, `step` queues each time it is asked to go on.
 
-        Yields how many messages went. Queues may come and go meanwhile.
+        Yields how many messages went, at once or to come; in the latter case it is to be
+        asked again when that has come. Queues may come and go meanwhile.
         """
 
     @abstractmethod
-    def unused(self, before: int, step: int) -> Iterator[list[Queue]]:
-        """The queues last used before the day `before` (seconds since 1970).
+    def unused(self, before: int, step: int) -> Iterator[Sequence[bytes] | Coming]:
+        """Recipient ids of the queues last used before the day `before` (seconds since 1970).
 
-        Looks at `step` queues each time it is asked to go on. Queues may come and go meanwhile,
-        those that it has given among them.
+        Looks at `step` queues each time it is asked to go on, as `expire_all` does. Queues
+        may come, go and be used meanwhile, those that it has given among them.
         """
 
     # -- notifications
@@ -215,14 +325,18 @@ class Store(ABC):
 
     @abstractmethod
     def notifiers_waiting(self) -> list[bytes]:
-        """The notifiers that have notifications."""
+        """The notifiers that have notifications; of a shared store, for subscribers here."""
+
+    def nobody_waits(self, notifier_id: bytes) -> None:
+        """Nobody here wants the notifications of a notifier that has some."""
+        return
 
     @abstractmethod
     def take_notifications(self, notifier_id: bytes) -> list[Notification]:
         """Removes and returns the notifications of one notifier, oldest first."""
 
     @abstractmethod
-    def expire_notifications(self, before: float) -> int:
+    def expire_notifications(self, before: float) -> int | Coming:
         """Removes notifications of before `before` (seconds since 1970) and counts them."""
 
     # -- services

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from smpd.queues import Link, Message, Notifier, Queue, Status
 from smpd.stores.interface import (
     Collision,
+    Coming,
     Notification,
     RoleMismatch,
     Service,
@@ -135,7 +136,7 @@ class MemoryStore(Store):
     def expire(self, queue: Queue, before: float) -> int:
         return queue.messages.expire(before)
 
-    def expire_all(self, before: float, step: int) -> Iterator[int]:
+    def expire_all(self, before: float, step: int) -> Iterator[int | Coming]:
         ids = list(self._recipients)
         for start in range(0, len(ids), step):
             expired = 0
@@ -145,13 +146,15 @@ class MemoryStore(Store):
                     expired += queue.messages.expire(before)
             yield expired
 
-    def unused(self, before: int, step: int) -> Iterator[list[Queue]]:
+    def unused(self, before: int, step: int) -> Iterator[Sequence[bytes] | Coming]:
         ids = list(self._recipients)
         for start in range(0, len(ids), step):
             some = (
                 self._recipients.get(recipient_id) for recipient_id in ids[start : start + step]
             )
-            yield [queue for queue in some if queue is not None and queue.used_on < before]
+            yield [
+                queue.recipient_id for queue in some if queue is not None and queue.used_on < before
+            ]
 
     def add_notification(self, notifier_id: bytes, notification: Notification) -> None:
         self._notifications.setdefault(notifier_id, []).append(notification)
@@ -162,7 +165,7 @@ class MemoryStore(Store):
     def take_notifications(self, notifier_id: bytes) -> list[Notification]:
         return self._notifications.pop(notifier_id, [])
 
-    def expire_notifications(self, before: float) -> int:
+    def expire_notifications(self, before: float) -> int | Coming:
         expired = 0
         for notifier_id in list(self._notifications):
             waiting = self._notifications[notifier_id]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from itertools import islice
 from typing import Final
@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from smpd.queues import Message, Messages, Queue
 from smpd.stores.group_commit import CallLater
+from smpd.stores.interface import Coming
 from smpd.stores.memory import MemoryStore
 from smpd.stores.sqlite_reader import (
     BY_LINK,
@@ -199,7 +200,7 @@ class QueueCache(MemoryStore):
 
     # -- going over all queues
 
-    def expire_all(self, before: float, step: int) -> Iterator[int]:
+    def expire_all(self, before: float, step: int) -> Iterator[int | Coming]:
         numbers = list(self._numbers)
         for start in range(0, len(numbers), step):
             expired = 0
@@ -244,20 +245,20 @@ class QueueCache(MemoryStore):
             self._recent.move_to_end(queue.recipient_id, last=False)
         return queue
 
-    def unused(self, before: int, step: int) -> Iterator[list[Queue]]:
+    def unused(self, before: int, step: int) -> Iterator[Sequence[bytes] | Coming]:
         # Those in memory may have been used since their rows were written.
         seen = set(self._numbers)
         yield from super().unused(before, step)
         last = -1
         size = min(step, _QUEUES_READ)
         while rows := self._reader.some_queues(last, min(step, _ROWS_READ)):
-            found: list[Queue] = []
+            found: list[bytes] = []
             for number, used_on in rows:
                 last = number
                 if number not in seen and used_on < before:
                     queue = self._numbers.get(number) or self._load_unused(number)
                     if queue is not None and queue.used_on < before:
-                        found.append(queue)
+                        found.append(queue.recipient_id)
                         if len(found) == size:
                             break
             yield found

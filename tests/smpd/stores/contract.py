@@ -16,6 +16,7 @@ from smpd.stores.interface import Collision, RoleMismatch, Store
 from tests.smpd.people import key
 from tests.smpd.stores.records import (
     NOW,
+    at_once,
     link,
     message,
     new_id,
@@ -288,7 +289,7 @@ class StoreContract:
         assert store.notifiers_waiting() == []
         assert store.take_notifications(notifier_id) == []
         assert store.notifier_count(service_id) == 0
-        assert sum(store.expire_all(NOW + 1, 10)) == 0
+        assert sum(at_once(store.expire_all(NOW + 1, 10))) == 0
 
     def test_delete_leaves_other_queues_alone(self, store: Store, queue: Queue) -> None:
         other = new_queue(link=link(), notifier=notifier())
@@ -406,7 +407,7 @@ class StoreContract:
             store.write(queue, message(NOW), 8)
             store.write(queue, message(NOW), 8)
             store.write(queue, message(NOW + 9), 8)
-        steps = store.expire_all(NOW + 1, 2)
+        steps = at_once(store.expire_all(NOW + 1, 2))
         first = next(steps)
         assert first == sum(3 - store.message_count(queue) for queue in queues)
         assert sum(store.message_count(queue) < 3 for queue in queues) <= 2
@@ -419,7 +420,7 @@ class StoreContract:
             store.add(queue)
             store.write(queue, message(NOW), 8)
         expired = 0
-        steps = store.expire_all(NOW + 1, 1)
+        steps = at_once(store.expire_all(NOW + 1, 1))
         expired += next(steps)
         untouched = [queue for queue in queues if store.message_count(queue)]
         gone = untouched[:2]
@@ -439,11 +440,11 @@ class StoreContract:
         for number, queue in enumerate(queues):
             store.add(queue)
             store.use(queue, DAY * (number % 2))
-        steps = list(store.unused(DAY, 2))
+        steps = list(at_once(store.unused(DAY, 2)))
         assert all(len(step) <= 2 for step in steps)
-        found = [queue.recipient_id for step in steps for queue in step]
+        found = [recipient_id for step in steps for recipient_id in step]
         assert sorted(found) == sorted(queue.recipient_id for queue in queues[::2])
-        assert [queue for step in store.unused(0, 2) for queue in step] == []
+        assert [each for step in at_once(store.unused(0, 2)) for each in step] == []
 
     def test_unused_queues_may_be_deleted_between_steps(self, store: Store) -> None:
         queues = [new_queue() for _ in range(6)]
@@ -451,10 +452,12 @@ class StoreContract:
             store.add(queue)
             store.use(queue, 0)
         found = set()
-        for step in store.unused(DAY, 1):
-            for queue in step:
-                found.add(queue.recipient_id)
-                store.delete(queue)
+        for step in at_once(store.unused(DAY, 1)):
+            for recipient_id in step:
+                unused = store.by_recipient(recipient_id)
+                assert unused is not None
+                found.add(recipient_id)
+                store.delete(unused)
             left = [queue for queue in queues if store.by_recipient(queue.recipient_id) is queue]
             if len(left) == 3:
                 for queue in left[:2]:
@@ -603,8 +606,8 @@ class StoreContract:
         store.message_count(queue)
         store.remove(queue, new_id())
         store.expire(queue, NOW)
-        assert sum(store.expire_all(NOW, 10)) == 0
-        assert [each for step in store.unused(0, 10) for each in step] == []
+        assert sum(at_once(store.expire_all(NOW, 10))) == 0
+        assert [each for step in at_once(store.unused(0, 10)) for each in step] == []
         store.notifier_count(new_id())
         store.take_notifications(queue.notifier.notifier_id)
         store.refused(queue)

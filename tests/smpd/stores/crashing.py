@@ -12,13 +12,14 @@ import json
 import os
 import random
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from smpd.queues import Message, Queue, Status
 from smpd.stores.interface import Collision
 from smpd.stores.sqlite import SqliteStore, open_sqlite
-from tests.smpd.stores.records import NOW
+from tests.smpd.stores.records import NOW, at_once
 from txsimplex.keys import Algorithm, PublicKey
 from txsimplex.smp.commands import LinkData
 
@@ -72,9 +73,9 @@ class Crashing:
             cached_queues=self._random.choice([0, 4, 100]),
         )
         self._ids: list[bytes] = []
-        for queue in (queue for step in self._store.unused(1 << 40, 100) for queue in step):
-            self._ids.append(queue.recipient_id)
-            tell("found", queue.recipient_id, seen(self._store, queue.recipient_id))
+        for recipient_id in chain.from_iterable(at_once(self._store.unused(1 << 40, 100))):
+            self._ids.append(recipient_id)
+            tell("found", recipient_id, seen(self._store, recipient_id))
         tell("count", self._store.queue_count())
         self._store.on_commit = lambda: tell("mark", self._store.committed)
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 from smpd.queues import Link, Message, Notifier, Queue
-from smpd.stores.interface import Notification, Service
+from smpd.stores.interface import Coming, Notification, Service
 from tests.smpd.people import ID_SIZE, key, random
 from txsimplex.smp.commands import LinkData, QueueMode, Role
 
 NOW = 1_700_000_000
+
+_T = TypeVar("_T")
+
+
+def at_once(steps: Iterator[_T | Coming]) -> Iterator[_T]:
+    """Steps over all queues, of which nothing is still to come."""
+    for step in steps:
+        assert not hasattr(step, "addCallback")
+        yield step
 
 
 def new_id() -> bytes:

@@ -1,0 +1,182 @@
+"""The PostgreSQL database of a store: connections to it, and the steps of its schema.
+
+Everything here waits for the database: it is for threads and for commands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from smpd.stores.interface import StoreUnusable
+
+SCHEMA: Final = "smpd"
+"""Where all tables are; a database may have others of something else."""
+
+_CONNECT_TIME: Final = 10
+"""Seconds for one attempt to connect."""
+_DEAD_AFTER_MS: Final = 10_000
+_UPGRADES: Final = 0x736D7064
+"""The advisory lock of those who change the schema."""
+
+# A machine that is gone is noticed, though it says nothing.
+PARAMETERS: Final[dict[str, Any]] = {
+    "connect_timeout": _CONNECT_TIME,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": _DEAD_AFTER_MS,
+    "application_name": "smpd",
+}
+
+# Who waits for longest is a relay that was stopped in the middle of a transaction: it must not keep
+# locks from others. Plans must not be made for tables that were empty when they were made.
+_SETTINGS: Final = (
+    f"SET search_path = {SCHEMA}",
+    "SET idle_in_transaction_session_timeout = '10s'",
+    "SET lock_timeout = '5s'",
+    "SET enable_seqscan = off",
+    "SET enable_hashjoin = off",
+    "SET enable_mergejoin = off",
+    "SET jit = off",
+)
+
+_CLASSES: Final = {
+    "08": "the database cannot be reached",
+    "25": "the database is read-only",
+    "28": "the database refuses the relay",
+    "53": "the database has no room",
+    "57": "the database is stopping",
+}
+
+# The pool logs every attempt to connect. The store logs what matters, once.
+logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+
+Connection = psycopg.Connection[Any]
+
+
+def failure_reason(error: Exception) -> str:
+    """Why the database did not do it, in a few words without names, addresses or ids."""
+    if isinstance(error, PoolTimeout):
+        return "the database cannot be reached"
+    if isinstance(error, psycopg.Error):
+        state = error.sqlstate
+        if state is None:
+            return "the database cannot be reached"
+        return _CLASSES.get(state[:2], f"the database reports an error ({state})")
+    return f"an error of the store itself ({type(error).__name__})"
+
+
+def connect(database: str) -> Connection:
+    """A connection in autocommit mode. Raises `StoreUnusable`."""
+    try:
+        return psycopg.connect(database, autocommit=True, **PARAMETERS)
+    except psycopg.Error as error:
+        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    # What libpq says names host, port and user, but no password.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def configure(connection: Connection) -> None:
+    """Makes a connection ready for the store's statements."""
+    connection.autocommit = True
+    for setting in _SETTINGS:
+        connection.execute(sql.SQL(setting))
+    connection.autocommit = False
+
+
+def open_pool(database: str, size: int) -> ConnectionPool[Connection]:
+    """So many connections, which are made again when they are lost."""
+    return ConnectionPool(
+        database,
+        kwargs=PARAMETERS,
+        min_size=size,
+        max_size=size,
+        open=True,
+        configure=configure,
+        reconnect_timeout=float("inf"),
+        num_workers=size,
+    )
+
+
+# -- the schema
+
+
+def schema_steps() -> Sequence[str]:
+    """The steps of the schema, each as SQL, the first one first."""
+    folder = resources.files("smpd.stores") / "postgres_schema"
+    names = sorted(each.name for each in folder.iterdir() if each.name.endswith(".sql"))
+    return [(folder / name).read_text("utf-8") for name in names]
+
+
+def schema_version(connection: Connection) -> int | None:
+    """How many steps the database has; None without a schema of the store.
+
+    Raises `psycopg.Error`.
+    """
+    there = connection.execute("SELECT to_regclass('smpd.schema_version')").fetchone()
+    if there is None or there[0] is None:
+        return None
+    row = connection.execute("SELECT version FROM smpd.schema_version").fetchone()
+    return None if row is None else int(row[0])
+
+
+def upgrade(connection: Connection, steps: Sequence[str] | None = None) -> tuple[int, int]:
+    """Takes the steps that a database lacks; the versions before and after.
+
+    All together in one transaction, one at a time of all who try. Raises `StoreUnusable`.
+    """
+    if steps is None:
+        steps = schema_steps()
+    try:
+        with connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_UPGRADES,))
+            before = schema_version(connection)
+            _check_known(before, steps)
+            if before is None:
+                connection.execute("CREATE SCHEMA IF NOT EXISTS smpd")
+                connection.execute("CREATE TABLE smpd.schema_version (version integer NOT NULL)")
+                connection.execute("INSERT INTO smpd.schema_version VALUES (0)")
+            connection.execute("SET LOCAL search_path = smpd")
+            for step in steps[before or 0 :]:
+                connection.execute(step)
+            connection.execute("UPDATE smpd.schema_version SET version = %s", (len(steps),))
+    except psycopg.Error as error:
+        raise StoreUnusable(f"cannot make the tables: {_first_line(error)}") from None
+    return before or 0, len(steps)
+
+
+def check_schema(connection: Connection) -> None:
+    """Raises `StoreUnusable` when the database is not one that this version can use."""
+    steps = schema_steps()
+    try:
+        version = schema_version(connection)
+    except psycopg.Error as error:
+        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+    _check_known(version, steps)
+    if version is None:
+        raise StoreUnusable(
+            'the database has no tables of this relay: "smpctl database create" makes them'
+        )
+    if version < len(steps):
+        raise StoreUnusable(
+            "the tables are of an older version of this program: "
+            '"smpctl database upgrade" brings them up to date'
+        )
+
+
+def _check_known(version: int | None, steps: Sequence[str]) -> None:
+    if version is not None and version > len(steps):
+        raise StoreUnusable(
+            "cannot use the database: it was written by a newer version of this program"
+        )
