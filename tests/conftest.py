@@ -1,7 +1,11 @@
-"""What every test of the project shares: the `slow` marker, hypothesis profiles, Twisted's log."""
+"""What every test of the project shares.
+
+The `slow` marker, hypothesis profiles, what Twisted logs, and a PostgreSQL server.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -10,6 +14,8 @@ from hypothesis import settings
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import provider
+
+from bench.postgres_server import PostgresMissingError, PostgresServer
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
@@ -62,3 +68,49 @@ def logged_failures() -> Iterator[list[Failure]]:
     if failures:
         text = "\n".join(failure.getTraceback() for failure in failures)
         pytest.fail(f"Twisted logged {len(failures)} failure(s):\n{text}", pytrace=False)
+
+
+@contextlib.contextmanager
+def new_postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that runs; without the programs for one the test is skipped.
+
+    Not in CI, which has them: there it fails.
+    """
+    try:
+        server = PostgresServer()
+    except PostgresMissingError as error:
+        if IN_CI:
+            raise
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The PostgreSQL server of all tests, with databases for each; it has to go on running."""
+    with new_postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mortal_postgres_server() -> Iterator[PostgresServer]:
+    """A second one, for `own_postgres_server`."""
+    with new_postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres_server(mortal_postgres_server: PostgresServer) -> Iterator[PostgresServer]:
+    """A PostgreSQL server that runs, and that nobody else needs: to stop, kill and pause."""
+    mortal_postgres_server.start()
+    yield mortal_postgres_server
+    mortal_postgres_server.go_on()
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    """Where to connect to for a new empty database, as its owner: a URI with a password."""
+    dsn = postgres_server.database()
+    yield dsn
+    postgres_server.drop(dsn)
