@@ -5,7 +5,6 @@ The `slow` marker, hypothesis profiles, what Twisted logs, and a PostgreSQL serv
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import provider
 
 from bench.postgres_server import PostgresMissingError, PostgresServer
+from tests import postgres
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
@@ -70,42 +70,37 @@ def logged_failures() -> Iterator[list[Failure]]:
         pytest.fail(f"Twisted logged {len(failures)} failure(s):\n{text}", pytrace=False)
 
 
-@contextlib.contextmanager
-def new_postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL server that runs; without the programs for one the test is skipped.
+def pytest_unconfigure() -> None:
+    """End the PostgreSQL servers; later than the fixtures, some of which use them to the end."""
+    postgres.end()
+
+
+def postgres_server_or_skip(name: str) -> PostgresServer:
+    """The server of that name; without PostgreSQL's programs the test is skipped.
 
     Not in CI, which has them: there it fails.
     """
     try:
-        server = PostgresServer()
+        return postgres.server(name)
     except PostgresMissingError as error:
         if IN_CI:
             raise
         pytest.skip(str(error))
-    with server:
-        yield server
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server() -> PostgresServer:
     """The PostgreSQL server of all tests, with databases for each; it has to go on running."""
-    with new_postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def mortal_postgres_server() -> Iterator[PostgresServer]:
-    """A second one, for `own_postgres_server`."""
-    with new_postgres_server() as server:
-        yield server
+    return postgres_server_or_skip(postgres.SHARED)
 
 
 @pytest.fixture
-def own_postgres_server(mortal_postgres_server: PostgresServer) -> Iterator[PostgresServer]:
+def own_postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL server that runs, and that nobody else needs: to stop, kill and pause."""
-    mortal_postgres_server.start()
-    yield mortal_postgres_server
-    mortal_postgres_server.go_on()
+    server = postgres_server_or_skip(postgres.MORTAL)
+    server.start()
+    yield server
+    server.go_on()
 
 
 @pytest.fixture

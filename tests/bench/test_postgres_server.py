@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +45,13 @@ def lives(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
+
+
+def command_lines() -> Iterator[str]:
+    """Those of all processes of the machine."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield path.read_text(errors="replace")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -231,6 +240,24 @@ def test_server_ends_with_the_process_that_started_it() -> None:
     wait_until(lambda: not any(map(lives, pids)))
     # What it had on disk is what a SIGKILL leaves.
     subprocess.run(["rm", "-r", place], check=True)
+
+
+def test_nothing_is_left_over_of_a_test_session() -> None:
+    test = f"{Path(__file__).relative_to(ROOT)}::{test_socket_is_a_way_too.__name__}"
+    with tempfile.TemporaryDirectory() as directory:
+        # The server's user has to get in.
+        Path(directory).chmod(0o755)
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", test],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": directory},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "1 passed" in run.stdout, run.stdout + run.stderr
+        assert not list(Path(directory).glob("postgres-*"))
+        assert not [line for line in command_lines() if directory in line]
 
 
 def test_server_that_cannot_start_says_why_and_is_removed(
