@@ -87,13 +87,25 @@ class Cores:
 
 
 class Process:
-    """A process that does not outlive this one, however this one ends."""
+    """A process that does not outlive this one, however this one ends.
 
-    def __init__(self, arguments: Sequence[str], cores: set[int], **options: Any) -> None:
+    `with_parent` is the signal that it gets when this one ends. `options` are those of
+    `subprocess.Popen`; it runs in the checkout if they do not say otherwise.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cores: set[int],
+        *,
+        with_parent: signal.Signals = signal.SIGKILL,
+        **options: Any,
+    ) -> None:
         parent = os.getpid()
 
         def prepare() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            # After it has become another user, if it does: that takes the signal away.
+            _libc.prctl(_PR_SET_PDEATHSIG, with_parent)
             if os.getppid() != parent:
                 # It has ended before it could take this one with it.
                 os._exit(1)
@@ -101,9 +113,8 @@ class Process:
 
         self.popen = subprocess.Popen(
             arguments,
-            cwd=ROOT,
-            preexec_fn=prepare,  # noqa: PLW1509  (there are no threads here)
-            **options,
+            preexec_fn=prepare,  # noqa: PLW1509  (no other thread holds a lock it needs)
+            **{"cwd": ROOT, **options},
         )
 
     @property

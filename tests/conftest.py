@@ -1,4 +1,7 @@
-"""What every test of the project shares: the `slow` marker, hypothesis profiles, Twisted's log."""
+"""What every test of the project shares.
+
+The `slow` marker, hypothesis profiles, what Twisted logs, and a PostgreSQL server.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from hypothesis import settings
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import provider
+
+from bench.postgres_server import PostgresMissingError, PostgresServer
+from tests import postgres
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
@@ -62,3 +68,44 @@ def logged_failures() -> Iterator[list[Failure]]:
     if failures:
         text = "\n".join(failure.getTraceback() for failure in failures)
         pytest.fail(f"Twisted logged {len(failures)} failure(s):\n{text}", pytrace=False)
+
+
+def pytest_unconfigure() -> None:
+    """End the PostgreSQL servers; later than the fixtures, some of which use them to the end."""
+    postgres.end()
+
+
+def postgres_server_or_skip(name: str) -> PostgresServer:
+    """The server of that name; without PostgreSQL's programs the test is skipped.
+
+    Not in CI, which has them: there it fails.
+    """
+    try:
+        return postgres.server(name)
+    except PostgresMissingError as error:
+        if IN_CI:
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> PostgresServer:
+    """The PostgreSQL server of all tests, with databases for each; it has to go on running."""
+    return postgres_server_or_skip(postgres.SHARED)
+
+
+@pytest.fixture
+def own_postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that runs, and that nobody else needs: to stop, kill and pause."""
+    server = postgres_server_or_skip(postgres.MORTAL)
+    server.start()
+    yield server
+    server.go_on()
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    """Where to connect to for a new empty database, as its owner: a URI with a password."""
+    dsn = postgres_server.database()
+    yield dsn
+    postgres_server.drop(dsn)

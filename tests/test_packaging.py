@@ -27,8 +27,13 @@ MODULES = {
     "cryptography": {"cryptography"},
     "PyNaCl": {"nacl"},
     "qrcode": {"qrcode"},
+    "psycopg": {"psycopg"},
+    "psycopg_pool": {"psycopg_pool"},
 }
 """The modules that each dependency brings; zope.interface is Twisted's own language."""
+
+OPTIONAL = ("postgres",)
+"""The extras that add something to an installation; the others are for its development."""
 
 BEHIND_ANOTHER = {"service-identity"}
 """Dependencies that no module imports: Twisted does, to verify names in certificates."""
@@ -44,6 +49,13 @@ def project() -> dict[str, Any]:
 def requirements(project: dict[str, Any]) -> dict[str, str]:
     """The dependencies, with the lower bound of each."""
     return dict(requirement.split(">=") for requirement in project["dependencies"])
+
+
+def optional_requirements(project: dict[str, Any]) -> dict[str, str]:
+    """The dependencies of `OPTIONAL`, without their extras, with the lower bound of each."""
+    extras = project["optional-dependencies"]
+    texts = [re.sub(r"\[.*\]", "", each) for extra in OPTIONAL for each in extras[extra]]
+    return dict(text.split(">=") for text in texts)
 
 
 def imported_packages() -> set[str]:
@@ -64,8 +76,15 @@ def imported_packages() -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
-    declared = set().union(*(MODULES[name] for name in requirements(project)))
+    names = {**requirements(project), **optional_requirements(project)}
+    declared = set().union(*(MODULES[name] for name in names))
     assert imported_packages() <= declared
+
+
+def test_tests_have_the_optional_dependencies_too(project: dict[str, Any]) -> None:
+    extra = project["optional-dependencies"]["test"]
+    bounds = {f"{name}>={bound}" for name, bound in optional_requirements(project).items()}
+    assert bounds <= set(extra)
 
 
 def test_every_declared_dependency_is_used(project: dict[str, Any]) -> None:
@@ -74,15 +93,23 @@ def test_every_declared_dependency_is_used(project: dict[str, Any]) -> None:
     assert unused == BEHIND_ANOTHER
 
 
-@pytest.mark.skipif(
+debian_only = pytest.mark.skipif(
     os.environ.get("SIMPLEXD_DEPENDENCIES") != "debian", reason="for Debian's packages only"
 )
+
+
+@debian_only
 @pytest.mark.parametrize("module", sorted({*set().union(*MODULES.values()), "_cffi_backend"}))
 def test_debian_run_uses_the_packages_of_debian(module: str) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None
     place = spec.origin or next(iter(spec.submodule_search_locations or ()))
     assert place.startswith("/usr/lib/python3/dist-packages/")
+
+
+@debian_only
+def test_debian_run_has_no_libpq_of_a_wheel() -> None:
+    assert importlib.util.find_spec("psycopg_binary") is None
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from tests import postgres
 from tests.conformance import ROOT
 from txsimplex import pem
 from txsimplex.addresses import Host, RelayLocation
@@ -36,7 +37,11 @@ REFERENCE_TEST_SETTINGS: Final[Settings] = {
 PROCESSES: Final = "SIMPLEXD_TEST_PROCESSES"
 """The variable of the environment that gives relays so many edge processes."""
 
+STORE: Final = os.environ.get("SIMPLEXD_TEST_STORE", "sqlite")
+"""The store of relays whose test does not ask for another: sqlite, memory or postgres."""
+
 _TWISTD: Final = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"
+_SMPCTL: Final = "import sys; from smpd.ctl import main; sys.exit(main())"
 _OPTIONS: Final = ("-n", "--pidfile=", "smpd")
 _READY: Final = "SMP relay ready"
 _START_TIME: Final = 30.0
@@ -89,7 +94,8 @@ class RelayFailedError(Exception):
 class ConfiguredRelay:
     """A relay's identity and settings in `directory`, which must be empty, and its address.
 
-    `settings` are added to `REFERENCE_TEST_SETTINGS`.
+    `settings` are added to `REFERENCE_TEST_SETTINGS`. A relay whose store is in PostgreSQL
+    gets a database of its own, and keeps it.
     """
 
     def __init__(
@@ -97,8 +103,9 @@ class ConfiguredRelay:
     ) -> None:
         self._directory = directory
         self.credentials = credentials
-        self.settings = {**REFERENCE_TEST_SETTINGS, **(settings or {})}
+        self.settings = {**REFERENCE_TEST_SETTINGS, "store.kind": STORE, **(settings or {})}
         self.port = 0
+        self._database: str | None = None
 
     @property
     def location(self) -> RelayLocation:
@@ -107,15 +114,36 @@ class ConfiguredRelay:
         return RelayLocation(hosts, str(self.port), self.credentials.key_hash)
 
     def write_configuration(self) -> Path:
-        """Writes its files, to listen on `port`; returns the path of the configuration."""
+        """Writes its files, to listen on `port`; returns the path of the configuration.
+
+        The first time it makes its database, if it has one.
+        """
         self.credentials.write(self._directory)
         places = {
             "server.listen": f"tcp:{self.port}:interface=127.0.0.1",
             "server.hosts": "127.0.0.1",
         }
+        made = self._database is not None
+        if self.settings["store.kind"] == "postgres":
+            self._database = self._database or postgres.server().database()
+            places["store.database"] = self._database
         path = self._directory / "smpd.ini"
+        path.touch(0o600)
         path.write_text(_ini({**self.settings, **places}))
+        if self._database is not None and not made:
+            self._create_schema(path)
         return path
+
+    def _create_schema(self, configuration: Path) -> None:
+        run = subprocess.run(
+            (sys.executable, "-c", _SMPCTL, "--config", configuration, "database", "create"),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode:
+            raise RelayFailedError(f"smpctl made no database:\n{run.stdout}{run.stderr}")
 
 
 class RelayProcess(ConfiguredRelay):

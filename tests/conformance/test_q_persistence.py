@@ -42,7 +42,7 @@ from tests.conformance.clients import (
 from tests.conformance.notifiers import Notifier, make_notifier, next_notification
 from tests.conformance.numbers import conforms
 from tests.conformance.operated import OperatedRelay
-from tests.conformance.relays import RelayProcess, Settings
+from tests.conformance.relays import STORE, RelayProcess, Settings
 from txsimplex.client.smp import SMPClient
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.bodies import QuotaBody
@@ -52,7 +52,8 @@ from txsimplex.smp.messages import Msg, Nmsg
 T = TypeVar("T")
 
 VERSIONS = (6, 9, 15, 16, 18)
-SQLITE: Settings = {"store.kind": "sqlite"}
+KEEPING = STORE if STORE != "memory" else "sqlite"
+KEPT: Settings = {"store.kind": KEEPING}
 SNAPSHOT: Settings = {"store.kind": "memory", "store.snapshot": "snapshot"}
 FORGETFUL: Settings = {"store.kind": "memory"}
 TTL = 4.0
@@ -71,7 +72,7 @@ class Way:
 def ways(*numbers: signal.Signals) -> pytest.MarkDecorator:
     """Every store with each signal that it survives. Snapshots are for --slow: it takes time."""
     stopped = [number for number in numbers if number is not signal.SIGKILL]
-    every = [pytest.param(Way(SQLITE, number), id=f"sqlite-{number.name}") for number in numbers]
+    every = [pytest.param(Way(KEPT, number), id=f"{KEEPING}-{number.name}") for number in numbers]
     every += [
         pytest.param(Way(SNAPSHOT, number), id=f"memory-{number.name}", marks=pytest.mark.slow)
         for number in stopped
