@@ -131,6 +131,14 @@ def _read_password(text: str) -> bytes:
     return password
 
 
+def _read_database(text: str) -> str:
+    """Where a database is, which is not tried before the relay starts."""
+    if not _CONNECTION.match(text) or "\0" in text:
+        raise Refused(("", None))
+    return text
+
+
+_CONNECTION = re.compile(r"postgres(ql)?://|[a-z_]+ *=")
 _HOSTS = "domain names, IPv4 or IPv6 addresses and onion names, such as smp.example.com"
 _DOMAIN = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -151,6 +159,13 @@ _PASSWORD: Kind[bytes] = Kind(
 )
 _QUEUE_SIZE = whole_number(1, 65535)
 _INTERVAL = seconds(_SHORTEST, _LONGEST)
+
+
+_DATABASE: Kind[str] = Kind(
+    _read_database,
+    "a URL such as postgresql://smpd@db.example.com/smpd, or a connection string of libpq",
+    secret=True,
+)
 
 
 def _read_processes(text: str) -> int:
@@ -264,14 +279,17 @@ class ProxySettings:
 class StoreSettings:
     """`[store]`: where queues and messages are kept; times in seconds.
 
-    `path` is the directory of the SQLite store, `commit_interval` how long it gathers
-    changes for one commit, `cached_queues` how many queues it keeps in memory. Answers wait
-    `answer_timeout` for a store that fails. `snapshot` is the file in which the memory
-    store survives a stop.
+    `path` is the directory of the SQLite store, `database` where the PostgreSQL store connects
+    to and `connections` how many transactions it makes at the same time. `commit_interval` is
+    how long changes are gathered for one commit, `cached_queues` how many queues are kept in
+    memory. Answers wait `answer_timeout` for a store that fails. `snapshot` is the file in
+    which the memory store survives a stop.
     """
 
-    kind: str = setting(one_of("sqlite", "memory"), "sqlite")
+    kind: str = setting(one_of("sqlite", "postgres", "memory"), "sqlite")
     path: Path = setting(_path("a directory"), Path("store"))  # noqa: RUF009
+    database: str | None = setting(optional(_DATABASE), None)
+    connections: int = setting(whole_number(1, 64), 4)
     commit_interval: float = setting(seconds(0.001, 1), 0.008)
     cached_queues: int = setting(whole_number(100, 100_000_000), 20_000)
     answer_timeout: float = setting(_INTERVAL, 5.0)
@@ -372,6 +390,14 @@ def _check_store(document: Document, store: StoreSettings) -> None:
             "snapshot",
             quoted(str(store.snapshot)),
             "nothing, unless kind is memory: other stores are on disk already",
+            "kind",
+        )
+    if (store.database is not None) != (store.kind == "postgres"):
+        document.refuse(
+            "store",
+            "database",
+            "nothing" if store.database is None else "a value that is not shown",
+            "where the database is, for kind = postgres, and nothing for others",
             "kind",
         )
 

@@ -380,12 +380,34 @@ def open_store(settings: StoreSettings, reactor: Any) -> Store:
         if settings.snapshot is not None and load_snapshot(settings.snapshot, store):
             discard(settings.snapshot)
         return store
+    if settings.kind == "postgres":
+        return _open_shared(settings, reactor)
     return open_sqlite(
         settings.path,
         call_later=reactor.callLater,
         call_from_thread=reactor.callFromThread,
         commit_interval=settings.commit_interval,
         cached_queues=settings.cached_queues,
+    )
+
+
+def _open_shared(settings: StoreSettings, reactor: Any) -> Store:
+    try:
+        from smpd.stores.postgres import open_postgres
+    except ImportError as error:
+        raise StoreUnusable(
+            f"kind = postgres needs psycopg 3 and its pool ({error}): install Debian's"
+            " python3-psycopg and python3-psycopg-pool, or simplexd[postgres]"
+        ) from None
+    assert settings.database is not None
+    return open_postgres(
+        settings.database,
+        call_later=reactor.callLater,
+        call_from_thread=reactor.callFromThread,
+        connections=settings.connections,
+        commit_interval=settings.commit_interval,
+        cached_queues=settings.cached_queues,
+        answer_timeout=settings.answer_timeout,
     )
 
 

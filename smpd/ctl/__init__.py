@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from smpd.config import DEFAULT_PATH
 from smpd.credentials import CredentialsError
-from smpd.ctl import address, certificate, check, installation
+from smpd.ctl import address, certificate, check, database, installation
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError
 
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     address.add_to(commands)
     certificate.add_to(commands)
     check.add_to(commands)
+    database.add_to(commands)
     return whole
 
 

@@ -166,8 +166,8 @@ class Store(ABC):
         """Calls `work` when what is wanted can be found and changed: at once or later.
 
         Work of the same `line`, such as a connection, is done in the order in which it was
-        given. When the store cannot admit it, `work` is called nevertheless, after some time, and all
-        that it asks of the store raises `StoreError`.
+        given. When the store cannot admit it, `work` is called nevertheless, after some time, and
+        all that it asks of the store raises `StoreError`.
         """
         work()
 
