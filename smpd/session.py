@@ -98,7 +98,18 @@ class SameProcess:
 
     def meet(self, session: Session, opened: Opened) -> Partner | None:
         """See `Meeting`."""
-        return self._conversations.open(session, opened, session.accepted, session.refused)
+        refused = False
+
+        def refuse() -> None:
+            nonlocal refused
+            refused = True
+            session.refused()
+
+        conversation = self._conversations.open(session, opened, session.accepted, refuse)
+        if refused:
+            conversation.end()
+            return None
+        return conversation
 
 
 class Session:
@@ -250,6 +261,9 @@ class Session:
         """The relay refuses the service."""
         self._agreed = None
         self._fail(refuse_service())
+        partner, self.partner = self.partner, None
+        if partner is not None:
+            partner.end()
 
     def _end_time_limit(self) -> None:
         if self._time_limit is not None and self._time_limit.active():
