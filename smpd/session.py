@@ -83,8 +83,8 @@ class Partner(Protocol):
 class Meeting(Protocol):
     """Where sessions find their partners, in this process or another one."""
 
-    def meet(self, session: Session, opened: Opened) -> Partner | None:
-        """The partner of a session that has shaken hands, None when it is refused at once.
+    def meet(self, session: Session, opened: Opened) -> Partner:
+        """The partner of a session that has shaken hands.
 
         Calls `Session.accepted` or `Session.refused`, before or after it returns.
         """
@@ -96,20 +96,9 @@ class SameProcess:
     def __init__(self, conversations: Conversations) -> None:
         self._conversations = conversations
 
-    def meet(self, session: Session, opened: Opened) -> Partner | None:
+    def meet(self, session: Session, opened: Opened) -> Partner:
         """See `Meeting`."""
-        refused = False
-
-        def refuse() -> None:
-            nonlocal refused
-            refused = True
-            session.refused()
-
-        conversation = self._conversations.open(session, opened, session.accepted, refuse)
-        if refused:
-            conversation.end()
-            return None
-        return conversation
+        return self._conversations.open(session, opened, session.accepted, session.refused)
 
 
 class Session:
@@ -122,6 +111,7 @@ class Session:
         "_incoming",
         "_outgoing",
         "_pauses",
+        "_refused",
         "_session_key",
         "_time_limit",
         "_transport",
@@ -139,6 +129,7 @@ class Session:
         self._incoming: Blocks = _PLAIN
         self._outgoing: Blocks = _PLAIN
         self._pauses = 0
+        self._refused = False
         self.partner: Partner | None = None
         self.active_at = factory.now()
 
@@ -229,8 +220,11 @@ class Session:
         opened = Opened(
             agreed.version, agreed.session_id, shown, agreed.secret is not None, agreed.service
         )
-        self.partner = self._factory.meeting.meet(self, opened)
-        if self.partner is not None:
+        partner = self._factory.meeting.meet(self, opened)
+        if self._refused:
+            partner.end()
+        else:
+            self.partner = partner
             self._await_answer()
 
     def _await_answer(self) -> None:
@@ -260,6 +254,7 @@ class Session:
     def refused(self) -> None:
         """The relay refuses the service."""
         self._agreed = None
+        self._refused = True
         self._fail(refuse_service())
         partner, self.partner = self.partner, None
         if partner is not None:
