@@ -20,7 +20,7 @@ from psycopg_pool import ConnectionPool
 from smpd.stores.interface import What
 from smpd.stores.postgres_database import Connection
 from smpd.stores.postgres_rows import Found, Key, Query, Rows, State, columns, payloads
-from smpd.stores.sqlite_rows import LINK_COLUMNS, QUEUE_COLUMNS
+from smpd.stores.rows import LINK_COLUMNS, QUEUE_COLUMNS
 
 _COLUMNS: Final = ", ".join(
     [

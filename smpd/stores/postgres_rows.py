@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from smpd.stores.interface import What
-from smpd.stores.sqlite_rows import Row
+from smpd.stores.rows import Row
 
 Key = tuple[What, bytes]
 """How a queue is looked for."""
