@@ -8,8 +8,10 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+from bench.database_server import DatabaseUnavailableError
 from bench.running import Cores, exit_on_sigterm, say
 from bench.server import STORES, OwnServer, Server, ServerFailedError
 from bench.workers import WorkerFailedError
@@ -56,6 +58,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help="the store of that smpd of its own; default: memory",
     )
     parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where that smpd's store is made, in a temporary directory; default: the system's",
+    )
+    parser.add_argument(
         "--pid",
         type=positive,
         action="append",
@@ -93,7 +100,9 @@ def open_server(
     if options.address is not None:
         return Server(options.address, tuple(options.pid))
     say(f"starting an smpd with the {options.store} store")
-    return stack.enter_context(OwnServer(cores, twistd_options, store=options.store))
+    return stack.enter_context(
+        OwnServer(cores, twistd_options, store=options.store, parent=options.directory)
+    )
 
 
 def allow_many_files() -> None:
@@ -107,7 +116,12 @@ def run_benchmark(benchmark: Callable[[], int]) -> int:
     exit_on_sigterm()
     try:
         return benchmark()
-    except (ServerFailedError, WorkerFailedError, OSError) as error:
+    except (
+        ServerFailedError,
+        DatabaseUnavailableError,
+        WorkerFailedError,
+        OSError,
+    ) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

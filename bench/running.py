@@ -27,6 +27,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def cpu_seconds_of_ended_children(pid: int) -> float:
+    """The same of its children that have ended, and of theirs, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / _TICKS
+
+
 def children(pid: int) -> list[int]:
     """The processes that this one has started."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from bench.database_server import own_database_server
 from bench.running import (
     ROOT,
     Cores,
@@ -29,8 +31,14 @@ from bench.running import (
 from smpd.ini import filled_in
 from txsimplex.addresses import DEFAULT_SMP_PORT, Scheme, ServerAddress
 
-STORES = ("memory", "sqlite")
+if TYPE_CHECKING:
+    from bench.postgres_server import PostgresServer
+
+STORES = ("memory", "sqlite", "postgres")
 """The stores that a relay can have, as its configuration names them."""
+
+CONFIGURATION = "smpd.ini"
+"""The name of a relay's configuration in its directory."""
 
 _READY = "SMP relay ready: "
 _START_TIME = 15.0
@@ -46,10 +54,15 @@ class ServerFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server under load: its address, and its processes if they can be measured."""
+    """A server under load: its address, and its processes if they can be measured.
+
+    `database` is what its store is in, if that is PostgreSQL. Unless said otherwise, it is not
+    part of what is measured.
+    """
 
     address: ServerAddress
     pids: tuple[int, ...]
+    database: PostgresServer | None = None
 
     @property
     def host(self) -> str:
@@ -88,7 +101,9 @@ class Installation:
     A context manager. The process, ``twistd -n smpd`` on 127.0.0.1, can be started and
     ended several times on the same directory, and ends with the installation. `store` is
     one of `STORES`; one that keeps something on disk does so in `store_path`, below
-    `parent` if that is given. `settings` are further keys of the configuration.
+    `parent` if that is given. For ``postgres`` it has a database of its own, in a server of
+    its own, or in `database_server`; or it shares that of `sharing`, another installation.
+    `settings` are further keys of the configuration.
     """
 
     def __init__(
@@ -99,12 +114,21 @@ class Installation:
         store: str = "memory",
         parent: Path | None = None,
         settings: Mapping[tuple[str, str], str] | None = None,
+        database_server: PostgresServer | None = None,
+        sharing: Installation | None = None,
     ) -> None:
         self._cores = cores
         self._twistd_options = twistd_options
         self._store = store
         self._parent = parent
         self._settings = dict(settings or {})
+        self._sharing = sharing
+        if sharing is not None:
+            database_server = sharing.database_server
+        self.database_server: PostgresServer | None = database_server
+        """Where its database is, for ``postgres``."""
+        self.database: str | None = None
+        """Where its relay connects to, for ``postgres``."""
         self._stack = ExitStack()
         self._directory = Path()
         self._process: Process | None = None
@@ -118,14 +142,32 @@ class Installation:
     def _log(self) -> Path:
         return self._directory / "log"
 
+    @property
+    def _configuration(self) -> Path:
+        return self._directory / CONFIGURATION
+
+    def _place_in_database(self, stack: ExitStack) -> str:
+        if self._sharing is not None:
+            assert self._sharing.database is not None
+            return self._sharing.database
+        if self.database_server is None:
+            server = own_database_server(self._cores, self._parent)
+            self.database_server = stack.enter_context(server)
+        return self.database_server.database()
+
     def __enter__(self) -> Installation:
         with ExitStack() as stack:
             made = tempfile.TemporaryDirectory(prefix="bench-", dir=self._parent)
             self._directory = Path(stack.enter_context(made)).resolve()
             self._settings[("store", "kind")] = self._store
-            if self._store != "memory":
+            if self._store == "postgres":
+                self.database = self._place_in_database(stack)
+                self._settings[("store", "database")] = self.database
+            elif self._store != "memory":
                 self._settings[("store", "path")] = str(self.store_path)
             _install(self._directory, self._settings)
+            if self._store == "postgres" and self._sharing is None:
+                _smpctl("--config", str(self._configuration), "database", "create")
             stack.callback(self.end)
             self._stack = stack.pop_all()
         return self
@@ -144,7 +186,7 @@ class Installation:
         arguments = ("-n", "--pidfile=", *self._twistd_options, "smpd", "--config")
         with self._log.open("wb") as log:
             self._process = Process(
-                python("-c", _TWISTD, *arguments, str(self._directory / "smpd.ini")),
+                python("-c", _TWISTD, *arguments, str(self._configuration)),
                 self._cores.server,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -163,7 +205,8 @@ class Installation:
                 _, found, address = line.partition(_READY)
                 if found:
                     parsed = ServerAddress.parse(address.strip(), Scheme.SMP)
-                    return Server(parsed, (process.pid, *children(process.pid)))
+                    pids = (process.pid, *children(process.pid))
+                    return Server(parsed, pids, self.database_server)
             if process.popen.poll() is not None:
                 text = self._log.read_text().strip()
                 raise ServerFailedError(f"the relay did not start:\n{text}")
@@ -187,9 +230,14 @@ class OwnServer:
     """An `Installation` whose relay runs; a context manager that gives the `Server`."""
 
     def __init__(
-        self, cores: Cores, twistd_options: Sequence[str] = (), *, store: str = "memory"
+        self,
+        cores: Cores,
+        twistd_options: Sequence[str] = (),
+        *,
+        store: str = "memory",
+        parent: Path | None = None,
     ) -> None:
-        self._installation = Installation(cores, twistd_options, store=store)
+        self._installation = Installation(cores, twistd_options, store=store, parent=parent)
 
     def __enter__(self) -> Server:
         with ExitStack() as stack:
@@ -213,16 +261,19 @@ def _install(directory: Path, settings: Mapping[tuple[str, str], str]) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     arguments = ["--directory", str(directory), "--host", "127.0.0.1", "--no-qr"]
-    arguments += ["--listen", f"tcp:{port}:interface=127.0.0.1"]
+    _smpctl("init", *arguments, "--listen", f"tcp:{port}:interface=127.0.0.1")
+    if settings:
+        configuration = directory / CONFIGURATION
+        configuration.write_text(filled_in(configuration.read_text(), settings))
+
+
+def _smpctl(*arguments: str) -> None:
     made = subprocess.run(
-        python("-c", _SMPCTL, "init", *arguments),
+        python("-c", _SMPCTL, *arguments),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     if made.returncode:
-        raise ServerFailedError(f"smpctl init failed: {made.stderr.strip()}")
-    if settings:
-        configuration = directory / "smpd.ini"
-        configuration.write_text(filled_in(configuration.read_text(), settings))
+        raise ServerFailedError(f"smpctl failed: {made.stderr.strip()}")
