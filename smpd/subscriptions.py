@@ -106,7 +106,7 @@ class Subscriptions:
         for start in range(0, len(waiting), _MANY):
             some = waiting[start : start + _MANY]
             wanted = [Wanted(What.RECIPIENT, recipient_id, 1) for recipient_id in some]
-            self._store.admit(wanted, partial(self._catch_up, peer, some), peer)
+            self._store.admit(wanted, partial(self._catch_up, peer, some), some)
 
     def _catch_up(self, peer: Peer, some: list[bytes] | None) -> None:
         """Sends the messages that wait in these queues, None for all, while there is room."""

@@ -40,6 +40,7 @@ _RETRY: Final = 0.25
 """Seconds until a database that failed is tried again."""
 _WATCH: Final = 0.25
 """How often it is checked, in seconds, whether something waits for too long."""
+_FAULTY: Final = "an error of the store itself"
 _SLOW: Final = "the database does not answer in time"
 
 _PLAIN: Final = {What.NEW_SENDER: What.SENDER, What.NEW_LINK: What.LINK}
@@ -129,8 +130,11 @@ class Steps(Protocol):
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
         """Does work to which the store refuses everything."""
 
-    def given_up(self, numbers: set[int]) -> None:
-        """What is in memory of these queues may not be true."""
+    def end_badly(self) -> None:
+        """Forgets all that has changed since `begin`."""
+
+    def given_up(self, numbers: set[int], rows: Rows) -> None:
+        """What was written may not be there: what is in memory of it may not be true."""
 
     def moved(self, committed: int) -> None:
         """All changes up to this number are safe, or `spoiled`."""
@@ -313,16 +317,39 @@ class Admission:
             self._finish(batch)
             return
         self._end_trouble()
-        self._execute(batch, query, found)
+        before = self._steps.noted
+        try:
+            batch.numbers = self._steps.begin(query, found)
+            self._busy_numbers |= batch.numbers
+            again = self._execute(batch.requests, found)
+            batch.rows = self._steps.end()
+        except Exception:  # noqa: BLE001
+            # No connection is at fault, but the store.
+            self.log.failure("a transaction of the store has failed")
+            self._steps.end_badly()
+            self._do_without(batch.requests, _FAULTY)
+            batch.spoiled, batch.requests = _FAULTY, []
+            self._leave(batch)
+            return
+        batch.executed = True
+        batch.requests = []
+        if again:
+            self._waiting[:0] = again
+            # Not in step with the other relay, which may be in the same situation.
+            self._not_before = self._seconds() + _CONTENDED * (0.5 + self._random())
+        if batch.rows is None:
+            self._leave(batch)
+            return
+        batch.first, batch.last = before + 1, self._steps.noted
+        rows = batch.rows
+        self._submit(batch.lane, lambda: batch.lane.lane.write(rows), self._written, batch)
+        self._start_later()
 
-    def _execute(self, batch: Batch, query: Query, found: Found) -> None:
-        steps = self._steps
-        before = steps.noted
-        batch.numbers = steps.begin(query, found)
-        self._busy_numbers |= batch.numbers
+    def _execute(self, requests: Sequence[Request], found: Found) -> list[Request]:
+        """Does the work of those of which nothing is locked by others; the rest."""
         again: list[Request] = []
         lines: set[int] = set()
-        for request in batch.requests:
+        for request in requests:
             if id(request.line) in lines or _is_locked(request, found):
                 request.attempts += 1
                 again.append(request)
@@ -333,20 +360,7 @@ class Admission:
             except Exception:  # noqa: BLE001
                 # Of one connection; the others have nothing to do with it.
                 self.log.failure("work on the store has failed")
-        batch.rows = steps.end()
-        batch.executed = True
-        batch.requests = []
-        if again:
-            self._waiting[:0] = again
-            # Not in step with the other relay, which may be in the same situation.
-            self._not_before = self._seconds() + _CONTENDED * (0.5 + self._random())
-        if batch.rows is None:
-            self._leave(batch)
-            return
-        batch.first, batch.last = before + 1, steps.noted
-        rows = batch.rows
-        self._submit(batch.lane, lambda: batch.lane.lane.write(rows), self._written, batch)
-        self._start_later()
+        return again
 
     def _leave(self, batch: Batch) -> None:
         self._submit(batch.lane, batch.lane.lane.leave, self._left, batch)
@@ -375,7 +389,8 @@ class Admission:
         if hopeless or self._seconds() - batch.since >= self._patience:
             reason = failure_reason(error) if not hopeless else "another relay was faster"
             self._spoil(batch, reason)
-            self._steps.given_up(batch.numbers)
+            assert batch.rows is not None
+            self._steps.given_up(batch.numbers, batch.rows)
             self._finish(batch)
         else:
             self._call_later(_RETRY, self._write_again, batch)

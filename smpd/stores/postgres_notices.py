@@ -184,7 +184,8 @@ class Hearing:
             self._look_at_service(elsewhere, service_id)
 
     def _look(self, wanted: Sequence[Wanted], tell: Callable[[bytes], None]) -> None:
-        self._store.admit(wanted, partial(_tell_all, wanted, tell), self)
+        # Each by itself: none has to wait for another one's queue.
+        self._store.admit(wanted, partial(_tell_all, wanted, tell), wanted)
 
     def _look_at_service(self, elsewhere: Elsewhere, service_id: bytes) -> None:
         store = self._store

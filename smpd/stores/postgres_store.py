@@ -128,6 +128,18 @@ class PostgresStore(SharedQueues):
         self._batch += 1
         return changes.rows(self._batch)
 
+    def end_badly(self) -> None:
+        """See `smpd.stores.postgres_admission.Steps`."""
+        changes, self._changes = self._changes, Changes()
+        self._forget(self._locked | set(changes.base))
+        self._claimed -= changes.claims
+        self._locked = set()
+
+    def given_up(self, numbers: set[int], rows: Rows) -> None:
+        """See `smpd.stores.postgres_admission.Steps`."""
+        self._forget(numbers | set(rows.base))
+        self._claimed -= set(rows.claims)
+
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
         """See `smpd.stores.postgres_admission.Steps`."""
         self._problem = reason
