@@ -221,13 +221,14 @@ class Lane:
         missed: list[Key],
     ) -> None:
         """What takes a second journey, if anything is to be read."""
-        bodies = self._bodies(query, found, stale)
         expire = {
             found.numbers[key]: before
             for key, before in query.expire.items()
             if key in found.numbers and key not in found.busy
         }
         expire = {number: at for number, at in expire.items() if found.states[number].messages}
+        # What is in memory of a queue may be what goes.
+        bodies = self._bodies(query, found, {*stale, *expire})
         notifiers = query.ids(What.NOTIFIER)
         if not (
             stale or missed or bodies or expire or notifiers or query.certificates or query.services
@@ -266,8 +267,11 @@ class Lane:
         found.services = list(_rows(cursors, "certificates"))
         found.counts = dict(_rows(cursors, "counts"))
 
-    def _bodies(self, query: Query, found: Found, stale: list[int]) -> dict[int, int]:
-        """How many messages to read, of queues of which more are wanted than are in memory."""
+    def _bodies(self, query: Query, found: Found, stale: set[int]) -> dict[int, int]:
+        """How many messages to read, of queues of which more are wanted than are in memory.
+
+        Of those that are `stale` none are.
+        """
         bodies: dict[int, int] = {}
         for key, wanted in query.bodies.items():
             number = found.numbers.get(key)

@@ -39,6 +39,8 @@ from txsimplex.smp.errors import BlockingInformation
 _FLUSH_TIME: Final = 5.0
 _LAST_TIME: Final = 1.0
 """Seconds that closing waits for threads, which may wait for a database that is gone."""
+_LOOK_AGAIN: Final = 1.0
+"""Seconds until something is looked at once more that may not be as it will be."""
 _STOPPING: Final = "the relay is stopping"
 
 
@@ -72,6 +74,8 @@ class PostgresStore(SharedQueues):
         self._batch = 0
         self._notified: dict[bytes, None] = {}
         self._claimed: set[bytes] = set()
+        self._claiming: list[tuple[int, bytes]] = []
+        self._call_later = call_later
         self._listener: Listener | None = None
         self._hearing = Hearing(self)
         self._closed = False
@@ -96,8 +100,10 @@ class PostgresStore(SharedQueues):
     def spoiled(self, number: int) -> str | None:
         return self._admission.spoiled(number)
 
-    def begin(self, query: Query, found: Found) -> set[int]:
+    def begin(self, query: Query, found: Found) -> set[int] | None:
         """See `smpd.stores.postgres_admission.Steps`."""
+        if not self._is_current(query, found):
+            return None
         self._changes = Changes()
         self._take_up(query, found)
         self._expired.clear()
@@ -151,6 +157,7 @@ class PostgresStore(SharedQueues):
     def moved(self, committed: int) -> None:
         """See `smpd.stores.postgres_admission.Steps`."""
         self.committed = committed
+        self._follow_claimed()
         self.on_commit()
 
     def _writable(self) -> None:
@@ -373,6 +380,10 @@ class PostgresStore(SharedQueues):
 
     # -- who has subscribers
 
+    def unsafe(self, queue: Queue) -> int:
+        # What others have changed is committed, or the queue would not be here.
+        return self.noted if queue.number in self._changes.base else 0
+
     def claim_queue(self, queue: Queue) -> None:
         self._writable()
         messages = shared(queue)
@@ -399,12 +410,29 @@ class PostgresStore(SharedQueues):
         if self._found_notifications.get(notifier_id):
             self._notified[notifier_id] = None
 
-    def claim_service(self, service_id: bytes) -> None:
+    def claim_service(self, service_id: bytes, *, newly: bool) -> None:
         self._writable()
-        if service_id not in self._claimed:
+        if newly or service_id not in self._claimed:
             self._note()
             self._claimed.add(service_id)
             self._changes.claims.add(service_id)
+            self._claiming.append((self.noted, service_id))
+
+    def _follow_claimed(self) -> None:
+        """Looks what waits for services that other relays know to be here by now."""
+        claiming, self._claiming = self._claiming, []
+        for number, service_id in claiming:
+            if number > self.committed:
+                self._claiming.append((number, service_id))
+            elif self.spoiled(number) is not None:
+                self._claimed.discard(service_id)
+            else:
+                self._follow_service(service_id)
+                # Who has just not seen it yet has told nobody.
+                self._call_later(_LOOK_AGAIN, self._follow_service, service_id)
+
+    def _follow_service(self, service_id: bytes) -> None:
+        if service_id in self._claimed:
             self._rounds.notifiers_of(service_id).addCallback(self._follow_all)
 
     def _follow_all(self, notifier_ids: Sequence[bytes]) -> None:
@@ -448,6 +476,15 @@ class PostgresStore(SharedQueues):
     def follow(self, notifier_id: bytes) -> None:
         """Remembers that there may be notifications for a subscriber here."""
         self._notified[notifier_id] = None
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Does something in a moment, unless the store is closed by then."""
+
+        def then() -> None:
+            if not self._closed:
+                call()
+
+        self._call_later(_LOOK_AGAIN, then)
 
     def unclaim(self, service_id: bytes) -> None:
         """Forgets that a service has its connection here; it may be claimed again."""
