@@ -392,7 +392,11 @@ def _check_store(document: Document, store: StoreSettings) -> None:
             "nothing, unless kind is memory: other stores are on disk already",
             "kind",
         )
-    if (store.database is not None) != (store.kind == "postgres"):
+    wanted = store.kind == "postgres"
+    if (store.database is not None) != wanted and (
+        # A value that is wrong in itself was told already.
+        not wanted or document.line_of("store", "database") is None
+    ):
         document.refuse(
             "store",
             "database",

@@ -60,7 +60,6 @@ class Conversation:
         "_ended",
         "_held",
         "_line",
-        "_refused",
         "_relay",
         "peer",
     )
@@ -72,7 +71,6 @@ class Conversation:
         self._held: deque[Outcome] | None = None
         self._asked = 0
         self._ended = False
-        self._refused = False
         self.peer = peer
 
     def receive(self, content: bytes | None) -> None:
@@ -85,11 +83,8 @@ class Conversation:
     def process(self, items: Items, then: Callable[[Items], None] | None = None) -> None:
         """Carries out the commands of a block, and answers them as soon as that may be.
 
-        `then` is called with them when they are carried out. Nothing is, once the service of
-        the connection was refused.
+        `then` is called with them when they are carried out.
         """
-        if self._refused:
-            return
         if self._relay.store.shared:
             wanted = self._relay.lookups(self.peer, items)
             if self._asked or wanted is not None:
@@ -163,7 +158,6 @@ class Conversation:
             try:
                 service = self._relay.service(claim.role, claim.chain, claim.fingerprint)
             except (RoleMismatch, StoreError):
-                self._refused = True
                 refused()
             else:
                 self.peer.service = PeerService(

@@ -83,8 +83,8 @@ class Partner(Protocol):
 class Meeting(Protocol):
     """Where sessions find their partners, in this process or another one."""
 
-    def meet(self, session: Session, opened: Opened) -> Partner | None:
-        """The partner of a session that has shaken hands, None when it is refused at once.
+    def meet(self, session: Session, opened: Opened) -> Partner:
+        """The partner of a session that has shaken hands.
 
         Calls `Session.accepted` or `Session.refused`, before or after it returns.
         """
@@ -96,7 +96,7 @@ class SameProcess:
     def __init__(self, conversations: Conversations) -> None:
         self._conversations = conversations
 
-    def meet(self, session: Session, opened: Opened) -> Partner | None:
+    def meet(self, session: Session, opened: Opened) -> Partner:
         """See `Meeting`."""
         return self._conversations.open(session, opened, session.accepted, session.refused)
 
@@ -111,6 +111,7 @@ class Session:
         "_incoming",
         "_outgoing",
         "_pauses",
+        "_refused",
         "_session_key",
         "_time_limit",
         "_transport",
@@ -128,6 +129,7 @@ class Session:
         self._incoming: Blocks = _PLAIN
         self._outgoing: Blocks = _PLAIN
         self._pauses = 0
+        self._refused = False
         self.partner: Partner | None = None
         self.active_at = factory.now()
 
@@ -218,8 +220,11 @@ class Session:
         opened = Opened(
             agreed.version, agreed.session_id, shown, agreed.secret is not None, agreed.service
         )
-        self.partner = self._factory.meeting.meet(self, opened)
-        if self.partner is not None:
+        partner = self._factory.meeting.meet(self, opened)
+        if self._refused:
+            partner.end()
+        else:
+            self.partner = partner
             self._await_answer()
 
     def _await_answer(self) -> None:
@@ -249,7 +254,11 @@ class Session:
     def refused(self) -> None:
         """The relay refuses the service."""
         self._agreed = None
+        self._refused = True
         self._fail(refuse_service())
+        partner, self.partner = self.partner, None
+        if partner is not None:
+            partner.end()
 
     def _end_time_limit(self) -> None:
         if self._time_limit is not None and self._time_limit.active():

@@ -179,7 +179,10 @@ class Store(ABC):
         return None
 
     def claim_queue(self, queue: Queue) -> None:
-        """The queue has its subscriber here from now on, and nowhere else."""
+        """The queue has its subscriber here from now on, and nowhere else.
+
+        Like the other claims it does not fail for what was found before.
+        """
         return
 
     def claim_notifier(self, queue: Queue) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
+from random import random
 from typing import Any, Final, Protocol
 
 from psycopg import IntegrityError
@@ -32,7 +33,9 @@ from smpd.stores.postgres_rows import Found, Key, Query, Rows
 _MOST: Final = 200
 """Requests in one batch: what comes later has to wait for all of it."""
 _CONTENDED: Final = 0.005
-"""Seconds until what another relay had locked is tried again."""
+"""Seconds, more or less, until what another relay had locked is tried again."""
+_ATTEMPTS: Final = 3
+"""How often that is done before it is waited for, in a transaction apart."""
 _RETRY: Final = 0.25
 """Seconds until a database that failed is tried again."""
 _WATCH: Final = 0.25
@@ -50,9 +53,12 @@ def key_of(wanted: Wanted) -> Key:
 
 
 class Request:
-    """Work that waits. `keys` is what no two batches may have at the same time."""
+    """Work that waits. `keys` is what no two batches may have at the same time.
 
-    __slots__ = ("keys", "line", "since", "wanted", "work")
+    `attempts` counts how often something of it was locked by another relay.
+    """
+
+    __slots__ = ("attempts", "keys", "line", "since", "wanted", "work")
 
     def __init__(
         self, wanted: Sequence[Wanted], work: Callable[[], None], line: object, since: float
@@ -61,6 +67,7 @@ class Request:
         self.work = work
         self.line = line
         self.since = since
+        self.attempts = 0
         self.keys = [key_of(each) for each in wanted if each.what is not What.SERVICE]
 
 
@@ -148,7 +155,9 @@ class Admission:
         call_later: CallLater,
         call_from_thread: CallFromThread,
         seconds: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random,
     ) -> None:
+        self._random = random
         self._steps = steps
         self._free = list(lanes)
         self._lanes = list(lanes)
@@ -216,6 +225,7 @@ class Admission:
         self._batches.append(batch)
         self._busy_keys |= batch.keys
         query = self._steps.query(chosen)
+        query.patient = chosen[0].attempts >= _ATTEMPTS
         self._submit(batch.lane, lambda: batch.lane.lane.load(query), self._loaded, batch, query)
 
     def _choose(self) -> list[Request]:
@@ -229,13 +239,18 @@ class Admission:
             for request in batch.requests
         }
         keys: set[Key] = set()
+        most = _MOST
         for request in self._waiting:
+            patient = request.attempts >= _ATTEMPTS
             if (
-                len(chosen) < _MOST
+                len(chosen) < (1 if patient else most)
                 and id(request.line) not in lines
                 and not self._is_busy(request, keys)
             ):
                 chosen.append(request)
+                if patient:
+                    # It waits for locks: with others it would keep them waiting, too.
+                    most = 1
             else:
                 left.append(request)
                 lines.add(id(request.line))
@@ -309,6 +324,7 @@ class Admission:
         lines: set[int] = set()
         for request in batch.requests:
             if id(request.line) in lines or _is_locked(request, found):
+                request.attempts += 1
                 again.append(request)
                 lines.add(id(request.line))
                 continue
@@ -322,7 +338,8 @@ class Admission:
         batch.requests = []
         if again:
             self._waiting[:0] = again
-            self._not_before = self._seconds() + _CONTENDED
+            # Not in step with the other relay, which may be in the same situation.
+            self._not_before = self._seconds() + _CONTENDED * (0.5 + self._random())
         if batch.rows is None:
             self._leave(batch)
             return

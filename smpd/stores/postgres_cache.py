@@ -17,7 +17,7 @@ from smpd.stores.memory import MemoryStore
 from smpd.stores.postgres_admission import EXCLUSIVE, Request, key_of
 from smpd.stores.postgres_changes import SharedMessages, shared
 from smpd.stores.postgres_rows import Found, Key, Known, Query
-from smpd.stores.sqlite_rows import DamagedRow, Row, queue_from_row, service_from_row
+from smpd.stores.rows import DamagedRow, Row, queue_from_row, service_from_row
 
 _BODIES: Final = 2000
 """Messages, with their bodies, that are kept in memory between transactions."""

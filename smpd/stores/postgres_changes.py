@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from smpd.queues import Message, Messages, Queue
 from smpd.stores.interface import Notification, Service
 from smpd.stores.postgres_rows import Notice, Rows, State
-from smpd.stores.sqlite_rows import link_row, queue_row, service_row
+from smpd.stores.rows import link_row, queue_row, service_row
 
 
 @dataclass(slots=True)

@@ -92,7 +92,20 @@ def configure(connection: Connection) -> None:
     connection.autocommit = True
     for setting in _SETTINGS:
         connection.execute(sql.SQL(setting))
+    if _shown(connection, "synchronous_commit") == "off":
+        # What is answered has to be safe.
+        connection.execute("SET synchronous_commit = on")
     connection.autocommit = False
+
+
+def is_reckless(connection: Connection) -> bool:
+    """Whether a power failure would take what the database has committed."""
+    return "off" in (_shown(connection, "fsync"), _shown(connection, "full_page_writes"))
+
+
+def _shown(connection: Connection, setting: str) -> str:
+    row = connection.execute(f"SHOW {setting}").fetchone()
+    return "" if row is None else str(row[0])
 
 
 def open_pool(database: str, size: int) -> ConnectionPool[Connection]:
@@ -104,7 +117,8 @@ def open_pool(database: str, size: int) -> ConnectionPool[Connection]:
         max_size=size,
         open=True,
         configure=configure,
-        reconnect_timeout=float("inf"),
+        # It is asked again and again; what is behind this would wait longer each time.
+        reconnect_timeout=1.0,
         num_workers=size,
     )
 

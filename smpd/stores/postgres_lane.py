@@ -20,7 +20,7 @@ from psycopg_pool import ConnectionPool
 from smpd.stores.interface import What
 from smpd.stores.postgres_database import Connection
 from smpd.stores.postgres_rows import Found, Key, Query, Rows, State, columns, payloads
-from smpd.stores.sqlite_rows import LINK_COLUMNS, QUEUE_COLUMNS
+from smpd.stores.rows import LINK_COLUMNS, QUEUE_COLUMNS
 
 _COLUMNS: Final = ", ".join(
     [
@@ -42,6 +42,10 @@ _LOCK: Final = f"""
     SELECT number, version, messages, can_write, subscriber, notifier_subscriber
     FROM queue_state WHERE number IN (SELECT number FROM ({_FIND}) AS found (a, b, number))
     FOR UPDATE SKIP LOCKED"""  # noqa: S608
+# In the order of numbers, so that no two who wait do it for each other; others do not wait.
+_LOCK_PATIENTLY: Final = _LOCK.replace("SKIP LOCKED", "").replace(
+    "FOR UPDATE", "ORDER BY number FOR UPDATE"
+)
 _EXCLUDE: Final = """
     SELECT id FROM unnest(%b::bytea[]) AS id
     WHERE NOT pg_try_advisory_xact_lock(hashtextextended(encode(id, 'hex'), 0))"""
@@ -195,7 +199,8 @@ class Lane:
             if query.exclusive:
                 excluded = connection.execute(_EXCLUDE, (list(query.exclusive),), binary=True)
             located = connection.execute(_FIND, ids, binary=True)
-            locked = connection.execute(_LOCK, ids, binary=True)
+            lock = _LOCK_PATIENTLY if query.patient else _LOCK
+            locked = connection.execute(lock, ids, binary=True)
         if excluded is not None:
             found.taken = {row[0] for row in excluded.fetchall()}
         states = {row[0]: State(*row) for row in locked.fetchall()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from smpd.stores.interface import What
-from smpd.stores.sqlite_rows import Row
+from smpd.stores.rows import Row
 
 Key = tuple[What, bytes]
 """How a queue is looked for."""
@@ -44,7 +44,8 @@ class Query:
     `bodies` has how many messages are wanted of the queues of which any are, `expire` the times of
     before which messages go. Nobody else may give the ids of `exclusive` at the same time.
     In the place of what is not there, and was not `seen` before as something that is not,
-    another queue is read, with a number up to `highest`: time shall not tell.
+    another queue is read, with a number up to `highest`: time shall not tell. `patient` says
+    that locks are waited for.
     """
 
     keys: set[Key] = field(default_factory=set)
@@ -56,6 +57,7 @@ class Query:
     known: dict[int, Known] = field(default_factory=dict)
     seen: set[Key] = field(default_factory=set)
     highest: int = 1
+    patient: bool = False
 
     def ids(self, what: What) -> list[bytes]:
         """The ids that are looked for as `what`."""

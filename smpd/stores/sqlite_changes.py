@@ -7,14 +7,8 @@ from typing import Any
 
 from smpd.queues import Queue
 from smpd.stores.interface import Notification, Service
-from smpd.stores.sqlite_rows import (
-    Row,
-    StoredMessage,
-    link_row,
-    notification_row,
-    queue_row,
-    service_row,
-)
+from smpd.stores.rows import Row, link_row, queue_row, service_row
+from smpd.stores.sqlite_rows import StoredMessage, notification_row
 from smpd.stores.sqlite_writer import Batch
 
 

@@ -16,7 +16,8 @@ from typing import Final
 
 from smpd.stores.bodies import MessageBodies, Place
 from smpd.stores.interface import StoreUnusable
-from smpd.stores.sqlite_rows import DamagedRow, decode_places
+from smpd.stores.rows import DamagedRow
+from smpd.stores.sqlite_rows import decode_places
 
 _DATABASE: Final = "relay.sqlite"
 _LOCK: Final = "lock"

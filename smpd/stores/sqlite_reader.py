@@ -12,19 +12,17 @@ from typing import Any, Final, TypeVar
 from smpd.queues import Queue
 from smpd.stores.bodies import MessageBodies, Place
 from smpd.stores.interface import Notification, Service, StoreError
-from smpd.stores.sqlite_file import failure_reason
-from smpd.stores.sqlite_rows import (
+from smpd.stores.rows import (
     LINK_COLUMNS,
-    MESSAGE_COLUMNS,
-    NOTIFICATION_COLUMNS,
     QUEUE_COLUMNS,
     SERVICE_COLUMNS,
     DamagedRow,
     Row,
-    StoredMessage,
     queue_from_row,
     service_from_row,
 )
+from smpd.stores.sqlite_file import failure_reason
+from smpd.stores.sqlite_rows import MESSAGE_COLUMNS, NOTIFICATION_COLUMNS, StoredMessage
 
 T = TypeVar("T")
 

@@ -15,13 +15,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from smpd.stores.bodies import MessageBodies, Place
+from smpd.stores.rows import LINK_COLUMNS, QUEUE_COLUMNS, SERVICE_COLUMNS, Row
 from smpd.stores.sqlite_rows import (
-    LINK_COLUMNS,
     MESSAGE_COLUMNS,
     NOTIFICATION_COLUMNS,
-    QUEUE_COLUMNS,
-    SERVICE_COLUMNS,
-    Row,
     StoredMessage,
     encode_places,
 )

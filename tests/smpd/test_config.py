@@ -186,7 +186,7 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("server.address_port", "0", "nothing, or a whole number from 1 to 65535"),
         ("server.key", "", "the path of a file, from the configuration's own directory"),
         ("proxy.enabled", "on", "off, since proxying comes with a later version"),
-        ("store.kind", "postgres", "sqlite or memory"),
+        ("store.kind", "mysql", "sqlite or postgres or memory"),
         ("store.path", "", "the path of a directory, from the configuration's own directory"),
         ("store.commit_interval", "0", "seconds from 0.001 to 1, such as 90 or 1.5"),
         ("store.cached_queues", "99", "a whole number from 100 to 100000000"),
@@ -397,6 +397,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     binary.write_bytes(b"[server]\nhosts = \xff\n")
     with pytest.raises(ConfigurationError, match="bytes that are not UTF-8"):
         load(binary)
+
+
+def test_a_database_goes_with_its_kind_of_store() -> None:
+    for database in ("postgresql://smpd:word@db/smpd", "postgres:///smpd", "host=/run dbname=smpd"):
+        store = settings(f"[store]\nkind = postgres\ndatabase = {database}\n").store
+        assert (store.database, store.connections) == (database, 4)
+        assert "word" not in repr(store)
+    wanted = "where the database is, for kind = postgres, and nothing for others"
+    assert fault("[store]\nkind = postgres\n") == (
+        f"smpd.ini, line 2: [store] database: found nothing; allowed: {wanted}."
+    )
+    assert fault("[store]\ndatabase = postgresql:///smpd\n") == (
+        f"smpd.ini, line 2: [store] database: found a value that is not shown; allowed: {wanted}."
+    )
+
+
+def test_where_a_database_is_is_not_shown() -> None:
+    assert fault("[store]\nkind = postgres\ndatabase = secret@host\n") == (
+        "smpd.ini, line 3: [store] database: found a value that is not shown; allowed: nothing, or "
+        "a URL such as postgresql://smpd@db.example.com/smpd, or a connection string of libpq."
+    )
 
 
 def test_load_takes_paths_from_the_directory_of_the_file(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from smpd.stores.interface import (
     What,
     Written,
 )
-from smpd.stores.postgres import PostgresStore, open_postgres
+from smpd.stores.postgres import open_postgres
 from smpd.stores.postgres_database import connect, upgrade
+from smpd.stores.postgres_store import PostgresStore
 from tests import postgres
 from tests.smpd.stores.disk_stores import Loop
 from txsimplex.keys import PublicKey
