@@ -83,6 +83,8 @@ class Subscriptions:
         subscription = self._current.get(queue.recipient_id)
         if subscription is None or subscription.delivered is not None:
             return
+        if self._is_lost(subscription, queue):
+            return
         peer = subscription.peer
         if peer.outlet.full:
             subscription.waits = True
@@ -138,6 +140,8 @@ class Subscriptions:
         """
         subscription = peer.subscriptions.get(queue.recipient_id)
         if subscription is None or subscription.delivered is None:
+            return _NO_MESSAGE, None
+        if self._is_lost(subscription, queue):
             return _NO_MESSAGE, None
         if msg_id and subscription.delivered != msg_id:
             return _NO_MESSAGE, None
@@ -202,6 +206,13 @@ class Subscriptions:
         self.add_event(peer, recipient_id, why.encode(peer.version))
 
     # -- what other relays on the same store do
+
+    def _is_lost(self, subscription: Subscription, queue: Queue) -> bool:
+        """Whether another relay has the subscriber, which may not have been told here yet."""
+        if subscription.getter or self._store.is_ours(queue):
+            return False
+        self._end(queue.recipient_id, _END)
+        return True
 
     def look(self, recipient_id: bytes) -> None:
         """Looks what has become of a queue, and lets its subscriber know."""

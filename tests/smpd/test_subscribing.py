@@ -30,6 +30,43 @@ def end_events(person: Person) -> list[bytes]:
     return ended
 
 
+# -- another relay on the same store has taken the subscription, and nothing was heard of it yet
+
+
+def test_an_ack_is_refused_when_another_relay_has_the_queue(
+    recipient: Recipient, sender: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """§5.2: from the moment of the other's SUB on."""
+    recipient.send(sender)
+    message = recipient.event()
+    with monkeypatch.context() as patched:
+        patched.setattr(recipient.person.relay.store, "is_ours", lambda queue: False)
+        assert recipient.ask(c.Ack(message.msg_id)) == errors.NO_MSG
+    assert recipient.information()["qiSize"] == 1
+    assert end_events(recipient.person) == [recipient.recipient_id]
+
+
+def test_nothing_is_delivered_when_another_relay_has_the_queue(
+    recipient: Recipient, sender: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(recipient.person.relay.store, "is_ours", lambda queue: False)
+        recipient.send(sender)
+        assert end_events(recipient.person) == [recipient.recipient_id]
+    assert expect(recipient.ask(c.Sub()), m.Sok) is not None
+    assert recipient.body(recipient.event())
+
+
+def test_who_asks_with_get_has_no_subscription_to_lose(
+    sender: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipient = new_queue(Person(sender.relay), subscribe=False)
+    recipient.send(sender)
+    monkeypatch.setattr(sender.relay.store, "is_ours", lambda queue: False)
+    message = expect(recipient.ask(c.Get()), m.Msg)
+    assert recipient.ask(c.Ack(message.msg_id)) == m.Ok()
+
+
 # -- ACK
 
 
