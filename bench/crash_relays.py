@@ -24,6 +24,8 @@ _LONGEST_DOWN: Final = 1.0
 _SAY_EACH: Final = 5
 _RUN_TIME: Final = 60.0
 _DRAIN_TIME: Final = 120.0
+_ENDS: Final = {("delivery", "end_interval"): "0.5"}
+"""Who has lost a subscription is told before the next kill."""
 _OF_DATABASE: Final = re.compile(r"the store: ")
 
 
@@ -141,6 +143,7 @@ def kill_relays(
     options: argparse.Namespace, cores: Cores, settings: dict[tuple[str, str], str]
 ) -> tuple[RelayRounds, dict[str, Any]]:
     """Runs it: the kills that were made, and the counts of the clients in the end."""
+    settings = {**settings, **_ENDS}
     with ExitStack() as stack:
         say(f"{options.relays} smpd with one database; {cores}")
         first = stack.enter_context(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +40,7 @@ from txsimplex.smp.transmissions import Received
 fast_reactor.install()
 
 from twisted.internet import reactor as _reactor  # noqa: E402
-from twisted.internet.defer import Deferred, DeferredList  # noqa: E402
+from twisted.internet.defer import Deferred  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
 reactor: Any = _reactor
@@ -105,7 +106,8 @@ class RelaysWorker:
         self._disturbed = 0.0
         self._made = 0
         self._sending = 0
-        self.moves = self.ends = self.store_errors = 0
+        self.moves = self.ends = 0
+        self.store_errors: Counter[str] = Counter()
 
     # -- what the benchmark asks for
 
@@ -164,14 +166,14 @@ class RelaysWorker:
                 self.ledger.wrong_answer("messages or answers did not come")
                 break
             await sleep(STEP)
-        for key in list(self._queues):
+        for key, queue in self._queues.items():
             self.ledger.empty(key)
-        self._queues.clear()
+            # Nobody subscribes to it any more.
+            queue.deleted = True
         for queue in self._gone:
             await self._look_for(queue)
         for connection in self._senders + self._recipients:
             await connection.client.close()
-        await DeferredList(list(self._tasks), consumeErrors=True)
         return self._counts()
 
     def _is_drained(self, queue: _SharedQueue) -> bool:
@@ -184,7 +186,7 @@ class RelaysWorker:
             **self.ledger.as_json(),
             "moves": self.moves,
             "ends": self.ends,
-            "store_errors": self.store_errors,
+            "store_errors": dict(self.store_errors),
             "histories": self.ledger.histories,
         }
 
@@ -221,7 +223,7 @@ class RelaysWorker:
         """Whether a relay says that the database has failed: rightly, when it was killed."""
         if error.error.path[-1] != "STORE" or not self._disturbed:
             return False
-        self.store_errors += 1
+        self.store_errors[str(error)] += 1
         return True
 
     # -- queues come and go
