@@ -207,7 +207,7 @@ class Subscriptions:
 
     def _is_taken(self, queue: Queue) -> bool:
         """Whether another relay has the queue's subscriber; then the one here is one no more."""
-        if self._store.is_ours(queue):
+        if not self._store.shared or self._store.is_ours(queue):
             return False
         self._end(queue.recipient_id, _END)
         return True

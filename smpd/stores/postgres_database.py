@@ -55,8 +55,10 @@ _CLASSES: Final = {
     "57": "the database is stopping",
 }
 
-# The pool logs every attempt to connect. The store logs what matters, once.
-logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+# The pool logs every attempt to connect, and psycopg what is left of connections that were lost.
+# The store logs what matters, once.
+for _name in ("psycopg", "psycopg.pool"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 Connection = psycopg.Connection[Any]
 
