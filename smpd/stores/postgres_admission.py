@@ -539,6 +539,8 @@ class Admission:
             if timer is not None and timer.active():
                 timer.cancel()
         for lane in self._lanes:
+            lane.worker.submit(lane.lane.close)
+        for lane in self._lanes:
             lane.worker.stop(seconds)
 
 

@@ -107,6 +107,10 @@ class FakeLane:
         self._step("leave")
         self._end()
 
+    def close(self) -> None:
+        """Ends."""
+        self.done.append("close")
+
 
 class Held:
     """A thread whose jobs are done when a test says so."""
