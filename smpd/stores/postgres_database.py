@@ -55,8 +55,10 @@ _CLASSES: Final = {
     "57": "the database is stopping",
 }
 
-# The pool logs every attempt to connect. The store logs what matters, once.
-logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+# Every attempt to connect is logged, and more for each connection that is lost. The store logs
+# what matters, once.
+for _name in ("psycopg", "psycopg.pool"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 Connection = psycopg.Connection[Any]
 
