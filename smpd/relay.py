@@ -221,7 +221,7 @@ class Relay(Elsewhere):
 
         def expire(recipient_ids: Sequence[bytes]) -> None:
             wanted = [Wanted(What.RECIPIENT, each) for each in recipient_ids]
-            self.store.admit(wanted, lambda: self._expire_unused(recipient_ids, before), self)
+            self.store.admit(wanted, lambda: self._expire_unused(recipient_ids, before), wanted)
 
         for found in self.store.unused(before, step):
             if isinstance(found, Sequence):

@@ -81,9 +81,7 @@ class Subscriptions:
     def deliver(self, queue: Queue, message: Message) -> None:
         """Sends the first message to the subscriber, if there is one that can take it (§5.3)."""
         subscription = self._current.get(queue.recipient_id)
-        if subscription is None or subscription.delivered is not None:
-            return
-        if self._is_lost(subscription, queue):
+        if subscription is None or self._is_taken(queue) or subscription.delivered is not None:
             return
         peer = subscription.peer
         if peer.outlet.full:
@@ -108,7 +106,7 @@ class Subscriptions:
         for start in range(0, len(waiting), _MANY):
             some = waiting[start : start + _MANY]
             wanted = [Wanted(What.RECIPIENT, recipient_id, 1) for recipient_id in some]
-            self._store.admit(wanted, partial(self._catch_up, peer, some), peer)
+            self._store.admit(wanted, partial(self._catch_up, peer, some), some)
 
     def _catch_up(self, peer: Peer, some: list[bytes] | None) -> None:
         """Sends the messages that wait in these queues, None for all, while there is room."""
@@ -141,7 +139,7 @@ class Subscriptions:
         subscription = peer.subscriptions.get(queue.recipient_id)
         if subscription is None or subscription.delivered is None:
             return _NO_MESSAGE, None
-        if self._is_lost(subscription, queue):
+        if not subscription.getter and self._is_taken(queue):
             return _NO_MESSAGE, None
         if msg_id and subscription.delivered != msg_id:
             return _NO_MESSAGE, None
@@ -207,9 +205,9 @@ class Subscriptions:
 
     # -- what other relays on the same store do
 
-    def _is_lost(self, subscription: Subscription, queue: Queue) -> bool:
-        """Whether another relay has the subscriber, which may not have been told here yet."""
-        if subscription.getter or self._store.is_ours(queue):
+    def _is_taken(self, queue: Queue) -> bool:
+        """Whether another relay has the queue's subscriber; then the one here is one no more."""
+        if not self._store.shared or self._store.is_ours(queue):
             return False
         self._end(queue.recipient_id, _END)
         return True
@@ -221,9 +219,7 @@ class Subscriptions:
         queue = self._store.by_recipient(recipient_id)
         if queue is None:
             self._end(recipient_id, _DELETED)
-        elif not self._store.is_ours(queue):
-            self._end(recipient_id, _END)
-        else:
+        elif not self._is_taken(queue):
             message = self._store.head(queue)
             if message is not None:
                 self.deliver(queue, message)

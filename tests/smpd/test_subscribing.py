@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smpd.stores.interface import Store
 from tests.smpd.people import Person, Recipient, expect, new_queue, new_relay, random
 from txsimplex.smp import commands as c, errors, messages as m
 
@@ -33,6 +34,12 @@ def end_events(person: Person) -> list[bytes]:
 # -- another relay on the same store has taken the subscription, and nothing was heard of it yet
 
 
+def take_all(patch: pytest.MonkeyPatch, store: Store) -> None:
+    """Another relay has the subscribers of all queues."""
+    patch.setattr(store, "shared", True)
+    patch.setattr(store, "is_ours", lambda queue: False)
+
+
 def test_an_ack_is_refused_when_another_relay_has_the_queue(
     recipient: Recipient, sender: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +47,7 @@ def test_an_ack_is_refused_when_another_relay_has_the_queue(
     recipient.send(sender)
     message = recipient.event()
     with monkeypatch.context() as patched:
-        patched.setattr(recipient.person.relay.store, "is_ours", lambda queue: False)
+        take_all(patched, recipient.person.relay.store)
         assert recipient.ask(c.Ack(message.msg_id)) == errors.NO_MSG
     assert recipient.information()["qiSize"] == 1
     assert end_events(recipient.person) == [recipient.recipient_id]
@@ -50,7 +57,7 @@ def test_nothing_is_delivered_when_another_relay_has_the_queue(
     recipient: Recipient, sender: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(recipient.person.relay.store, "is_ours", lambda queue: False)
+        take_all(patched, recipient.person.relay.store)
         recipient.send(sender)
         assert end_events(recipient.person) == [recipient.recipient_id]
     assert expect(recipient.ask(c.Sub()), m.Sok) is not None
@@ -62,7 +69,7 @@ def test_who_asks_with_get_has_no_subscription_to_lose(
 ) -> None:
     recipient = new_queue(Person(sender.relay), subscribe=False)
     recipient.send(sender)
-    monkeypatch.setattr(sender.relay.store, "is_ours", lambda queue: False)
+    take_all(monkeypatch, sender.relay.store)
     message = expect(recipient.ask(c.Get()), m.Msg)
     assert recipient.ask(c.Ack(message.msg_id)) == m.Ok()
 
