@@ -46,6 +46,7 @@ _SETTINGS: Final = (
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
     "SET jit = off",
+    "SET plan_cache_mode = force_generic_plan",
 )
 
 _CLASSES: Final = {
