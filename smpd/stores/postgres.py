@@ -31,6 +31,7 @@ from smpd.stores.postgres_changes import Changes, SharedMessages, shared
 from smpd.stores.postgres_database import Connection, check_schema, connect, open_pool
 from smpd.stores.postgres_lane import Lane
 from smpd.stores.postgres_notices import Hearing, Listener
+from smpd.stores.postgres_presence import check_not_taken
 from smpd.stores.postgres_rounds import PostgresRounds
 from smpd.stores.postgres_rows import Found, Notice, Query, Rows
 from txsimplex.keys import PublicKey
@@ -66,6 +67,7 @@ def open_postgres(
     connection = connect(database)
     try:
         check_schema(connection)
+        check_not_taken(connection)
         relay = _first(connection, "SELECT nextval('smpd.relay_number')")
         numbers = _first(connection, "SELECT nextval('smpd.queue_number')")
         count = _first(connection, "SELECT count(*) FROM smpd.queue_state")
