@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from socket import socket as Socket
 from typing import Any
 
@@ -65,6 +66,8 @@ class Conduit:
         self._drained = drained
         self._lost = lost
         self._bounded = bounded
+        later = partial(reactor.callLater, 0)
+        self._call_at_end_of_turn = getattr(reactor, "callBeforeWaiting", later)
         self._decoder = Decoder()
         self._parts: list[bytes | memoryview] = []
         self._size = 0
@@ -108,7 +111,7 @@ class Conduit:
         elif not self._scheduled:
             self._scheduled = True
             self._attention = _AT_ONCE
-            self._reactor.callLater(0, self._end_of_turn)
+            self._call_at_end_of_turn(self._end_of_turn)
 
     def _end_of_turn(self) -> None:
         self._scheduled = False

@@ -182,3 +182,40 @@ def test_signals_stop_it() -> None:
     reactor.run()
     """
     assert run(program) == "stopping\n"
+
+
+def test_what_is_called_before_waiting() -> None:
+    """After all that is due, however long it would wait; what fails is logged."""
+    program = """
+    from twisted.python import log
+    from txsimplex import fast_reactor
+    fast_reactor.install()
+    from twisted.internet import reactor
+    logged = []
+    log.addObserver(lambda event: logged.append(event) if event["isError"] else None)
+
+    def fail():
+        raise RuntimeError("a fault")
+
+    def first():
+        print("first")
+        reactor.callBeforeWaiting(second)
+        print("again")
+
+    def second():
+        print("second")
+        reactor.callLater(0.01, third)
+
+    def third():
+        print("third")
+        reactor.callBeforeWaiting(lambda: print("last"))
+        reactor.stop()
+
+    reactor.callLater(0, lambda: print("due"))
+    reactor.callBeforeWaiting(fail)
+    reactor.callBeforeWaiting(first)
+    reactor.run()
+    print([event["failure"].type.__name__ for event in logged])
+    """
+    said = run(program).split("\n")
+    assert said[:-1] == "due first again second third last ['RuntimeError']".split()
