@@ -97,9 +97,8 @@ Frame = tuple[int, int, bytes]
 """Kind, number of the connection (0 for none), and payload."""
 
 
-def head(kind: int, connection: int, size: int) -> bytes:
-    """What precedes the `size` bytes of a payload."""
-    return _HEAD.pack(size, kind, connection)
+head: Final = _HEAD.pack
+"""What precedes a payload: ``head(size, kind, connection)``, the size of the payload in bytes."""
 
 
 def content_head(connection: int, size: int) -> bytes:
@@ -297,10 +296,10 @@ def decode_proofs(payload: bytes) -> tuple[list[Proof | None], int]:
 
     Raises `ParseError`.
     """
-    if payload[:1] == NO_PROOFS:
-        return [], 1
     if payload[:3] == _ONE_RIGHT and len(payload) >= _ONE_RIGHT_END:
         return [Proof(True, payload[3:_ONE_RIGHT_END])], _ONE_RIGHT_END
+    if payload[:1] == NO_PROOFS:
+        return [], 1
     reader = Reader(payload)
     return reader.nonempty(lambda: _decode_proof(reader)), reader.position
 

@@ -88,7 +88,7 @@ class Conduit:
         size = 0
         for part in payload:
             size += len(part)
-        self.put_parts(head(kind, connection, size), payload, HEAD_SIZE + size)
+        self.put_parts(head(size, kind, connection), payload, HEAD_SIZE + size)
 
     def put_parts(self, frame_head: bytes, others: Sequence[bytes], size: int) -> None:
         """Sends a frame of `size` bytes in all, whose head is made already."""

@@ -85,7 +85,7 @@ class RemotePartner:
         else:
             proofs = self._edge.keys.proofs(self._peer, content)
             size = len(proofs) + len(content)
-            frame_head = head(_BLOCK, self.number, size)
+            frame_head = head(size, _BLOCK, self.number)
             conduit.put_parts(frame_head, (proofs, content), HEAD_SIZE + size)
         if conduit.full:
             self._edge.hold_back(self._session)

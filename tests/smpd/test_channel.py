@@ -71,7 +71,7 @@ proofs = st.none() | st.builds(Proof, st.booleans(), st.binary(max_size=57))
 def encoded(given: Frame) -> bytes:
     """A frame as bytes."""
     kind, connection, payload = given
-    return head(kind, connection, len(payload)) + payload
+    return head(len(payload), kind, connection) + payload
 
 
 def decoded(data: bytes, pieces: int) -> list[Frame]:
@@ -103,7 +103,7 @@ def test_the_largest_frame_and_one_that_is_too_large() -> None:
     largest = (1, 2, bytes(MAX_PAYLOAD))
     assert decoded(encoded(largest), 10_000) == [largest]
     with pytest.raises(ParseError):
-        decoded(head(1, 2, MAX_PAYLOAD + 1), 100)
+        decoded(head(MAX_PAYLOAD + 1, 1, 2), 100)
 
 
 @given(st.binary(max_size=500))

@@ -63,7 +63,7 @@ async def test_frames_of_a_turn_come_together(ends: tuple[End, End]) -> None:
     one, other = ends
     for number in range(20):
         one.conduit.put(7, number, b"some ", b"bytes")
-    one.conduit.put_parts(head(8, 20, 3), (b"a", b"bc"), HEAD_SIZE + 3)
+    one.conduit.put_parts(head(3, 8, 20), (b"a", b"bc"), HEAD_SIZE + 3)
     await until(lambda: len(other.frames) == 21)
     assert other.frames == [*((7, number, b"some bytes") for number in range(20)), (8, 20, b"abc")]
     assert other.reads == [21]

@@ -107,7 +107,7 @@ class Straight:
     def put(self, kind: int, connection: int, *payload: bytes) -> None:
         """As of a conduit."""
         size = sum(map(len, payload))
-        self.put_parts(head(kind, connection, size), payload, HEAD_SIZE + size)
+        self.put_parts(head(size, kind, connection), payload, HEAD_SIZE + size)
 
     def put_parts(self, frame_head: bytes, others: Sequence[bytes], size: int) -> None:
         """As of a conduit."""

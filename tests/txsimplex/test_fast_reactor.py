@@ -218,4 +218,4 @@ def test_what_is_called_before_waiting() -> None:
     print([event["failure"].type.__name__ for event in logged])
     """
     said = run(program).split("\n")
-    assert said[:-1] == "due first again second third last ['RuntimeError']".split()
+    assert said[:-1] == ["due", "first", "again", "second", "third", "last", "['RuntimeError']"]
