@@ -1,7 +1,8 @@
 """A channel between core and edge on a socket.
 
-Frames of one turn of the reactor leave in one call, and arrive in one: a system call and the
-switch to the other process cost as much as the frames themselves.
+Frames leave in one call, and arrive in one, when their process has nothing else to do: a system
+call and the switch to the other process cost as much as the frames themselves. With little to do
+that is at once, and the more there is to do, the more of them share a call.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LOW_WATER = HIGH_WATER // 4
 _MOST = 8 * HIGH_WATER
 """Bytes that wait from which on nothing is read either, where that was asked for."""
 _AT_ONCE = 128 * 1024
-"""Bytes that are not kept until the end of the turn: the other side may begin with them."""
+"""Bytes that are not kept any longer: the other side may begin with them."""
 _PARTS = 1000
 """Of one call; the kernel takes 1024."""
 
@@ -67,7 +68,7 @@ class Conduit:
         self._lost = lost
         self._bounded = bounded
         later = partial(reactor.callLater, 0)
-        self._call_at_end_of_turn = getattr(reactor, "callBeforeWaiting", later)
+        self._call_before_waiting = getattr(reactor, "callBeforeWaiting", later)
         self._decoder = Decoder()
         self._parts: list[bytes | memoryview] = []
         self._size = 0
@@ -84,7 +85,7 @@ class Conduit:
     # -- sending
 
     def put(self, kind: int, connection: int, *payload: bytes) -> None:
-        """Sends a frame, with the rest of this turn."""
+        """Sends a frame, with others of this turn and maybe the next ones."""
         size = 0
         for part in payload:
             size += len(part)
@@ -111,9 +112,9 @@ class Conduit:
         elif not self._scheduled:
             self._scheduled = True
             self._attention = _AT_ONCE
-            self._call_at_end_of_turn(self._end_of_turn)
+            self._call_before_waiting(self._flush)
 
-    def _end_of_turn(self) -> None:
+    def _flush(self) -> None:
         self._scheduled = False
         self._attention = 0
         if self._parts and not self._blocked and self.open:

@@ -16,6 +16,7 @@ from twisted.internet.main import installReactor
 from twisted.python import log
 
 _EVENTS_PER_POLL = 1024
+_MORE_TURNS = 2
 _NEEDED = ("_poller", "_selectables", "_disconnectSelectable", "_doReadOrWrite")
 
 
@@ -24,24 +25,36 @@ class FastEPollReactor(epollreactor.EPollReactor):
 
     def __init__(self) -> None:
         self._due: list[Callable[[], object]] = []
+        self._more_turns = _MORE_TURNS
         super().__init__()
 
     def callBeforeWaiting(self, function: Callable[[], object]) -> None:
-        """Call a function once, when all is handled that has happened and is due by now.
+        """Call a function once, when there is nothing else to do; it cannot be cancelled.
 
-        As ``callLater(0, function)``, for a third of the time; it cannot be cancelled.
+        That is before the reactor waits, or after two more turns in which it had no reason to. So
+        what is gathered for the function becomes more with the load.
         """
         self._due.append(function)
 
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events, at most ``timeout`` seconds, and handle them."""
         if self._due:
+            if self._more_turns and self.running and self._poll(0):
+                self._more_turns -= 1
+                return
+            self._more_turns = _MORE_TURNS
             timeout = self._call_due(timeout)
+        self._poll(timeout)
+
+    doIteration = doPoll
+
+    def _poll(self, timeout: float | None) -> bool:
+        """Wait for events and handle them; whether there were any."""
         try:
             events = self._poller.poll(-1 if timeout is None else timeout, _EVENTS_PER_POLL)
         except OSError as error:
             if error.errno == errno.EINTR:
-                return
+                return False
             raise
         selectables: dict[int, Any] = self._selectables
         readable = select.EPOLLIN
@@ -61,8 +74,7 @@ class FastEPollReactor(epollreactor.EPollReactor):
                     self._lose(selectable, why)
             else:
                 self._handle(selectable, fd, event)
-
-    doIteration = doPoll
+        return bool(events)
 
     def _call_due(self, timeout: float | None) -> float | None:
         """Call what is to be called before waiting; how long may be waited then."""

@@ -110,7 +110,7 @@ async def test_who_takes_nothing_is_not_listened_to(ends: tuple[End, End]) -> No
 async def test_the_end_of_one_side_is_noticed_once(ends: tuple[End, End]) -> None:
     one, other = ends
     other.conduit.put(3, 4, b"the last")
-    other.conduit._end_of_turn()
+    other.conduit._flush()
     other.conduit.close()
     await until(lambda: one.events)
     assert one.frames == [(3, 4, b"the last")]
