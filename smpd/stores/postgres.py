@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import psycopg
 from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, CallLater, Worker, WriterThread
@@ -17,6 +18,7 @@ from smpd.stores.postgres_database import (
     connect,
     is_reckless,
     open_pool,
+    unusable,
 )
 from smpd.stores.postgres_lane import Lane
 from smpd.stores.postgres_notices import Listener
@@ -58,6 +60,8 @@ def open_postgres(
         relay = _first(connection, "SELECT nextval('smpd.relay_number')")
         numbers = _first(connection, "SELECT nextval('smpd.queue_number')")
         count = _first(connection, "SELECT count(*) FROM smpd.queue_state")
+    except psycopg.Error as error:
+        raise unusable(error) from None
     finally:
         connection.close()
     pool = open_pool(database, connections + 1)

@@ -80,7 +80,12 @@ def connect(database: str) -> Connection:
     try:
         return psycopg.connect(database, autocommit=True, **PARAMETERS)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+        raise unusable(error) from None
+
+
+def unusable(error: Exception) -> StoreUnusable:
+    """What is told when a database cannot be used because of an error."""
+    return StoreUnusable(f"cannot use the database: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -178,7 +183,7 @@ def check_schema(connection: Connection) -> None:
     try:
         version = schema_version(connection)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+        raise unusable(error) from None
     _check_known(version, steps)
     if version is None:
         raise StoreUnusable(
