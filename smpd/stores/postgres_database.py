@@ -80,7 +80,12 @@ def connect(database: str) -> Connection:
     try:
         return psycopg.connect(database, autocommit=True, **PARAMETERS)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {first_line(error)}") from None
+        raise unusable(error) from None
+
+
+def unusable(error: Exception) -> StoreUnusable:
+    """What is told when a database cannot be used because of an error."""
+    return StoreUnusable(f"cannot use the database: {first_line(error)}")
 
 
 def _check_understood(database: str) -> None:
@@ -236,7 +241,7 @@ def known_version(connection: Connection) -> int | None:
     try:
         version = schema_version(connection)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {first_line(error)}") from None
+        raise unusable(error) from None
     _check_known(version, schema_steps())
     return version
 
