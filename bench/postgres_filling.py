@@ -6,11 +6,9 @@ import psycopg
 
 from smpd.queues import Message, Queue
 from smpd.stores.postgres_changes import Changes, SharedMessages
-from smpd.stores.postgres_database import connect, open_pool
+from smpd.stores.postgres_database import connect
 from smpd.stores.postgres_lane import Lane
 from smpd.stores.postgres_rounds import NUMBERS_AT_A_TIME
-
-_PATIENCE = 60.0
 
 
 class PostgresFiller:
@@ -18,9 +16,8 @@ class PostgresFiller:
 
     def __init__(self, database: str) -> None:
         self._database = database
-        self._pool = open_pool(database, 1)
         self._connection = connect(database)
-        self._lane = Lane(self._pool, self._next("relay_number"), 0, _PATIENCE)
+        self._lane = Lane(database, self._next("relay_number"), 0)
         self._changes = Changes()
         self._batch = 0
         self._number = self._end = 0
@@ -56,4 +53,4 @@ class PostgresFiller:
                 connection.execute("VACUUM (ANALYZE)")
         finally:
             self._connection.close()
-            self._pool.close()
+            self._lane.close()
