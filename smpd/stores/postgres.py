@@ -17,6 +17,7 @@ from smpd.stores.postgres_database import (
 )
 from smpd.stores.postgres_lane import Lane
 from smpd.stores.postgres_notices import Listener
+from smpd.stores.postgres_presence import check_not_taken
 from smpd.stores.postgres_rounds import PostgresRounds
 from smpd.stores.postgres_store import PostgresStore
 
@@ -44,6 +45,7 @@ def open_postgres(
     connection = connect(database)
     try:
         check_schema(connection)
+        check_not_taken(connection)
         if is_reckless(connection):
             _log.warn(
                 "the database does not sync (fsync or full_page_writes is off): "

@@ -78,10 +78,10 @@ def connect(database: str) -> Connection:
     try:
         return psycopg.connect(database, autocommit=True, **PARAMETERS)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+        raise StoreUnusable(f"cannot use the database: {first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     # What libpq says names host, port and user, but no password.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
@@ -194,7 +194,7 @@ def upgrade(connection: Connection, steps: Sequence[str] | None = None) -> tuple
                 connection.execute(step)
             connection.execute("UPDATE smpd.schema_version SET version = %s", (len(steps),))
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot make the tables: {_first_line(error)}") from None
+        raise StoreUnusable(f"cannot make the tables: {first_line(error)}") from None
     return before or 0, len(steps)
 
 
@@ -204,7 +204,7 @@ def check_schema(connection: Connection) -> None:
     try:
         version = schema_version(connection)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+        raise StoreUnusable(f"cannot use the database: {first_line(error)}") from None
     _check_known(version, steps)
     if version is None:
         raise StoreUnusable(

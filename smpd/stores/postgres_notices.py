@@ -78,13 +78,16 @@ class Listener:
         self._stopping = True
         self._here.send(b"\0")
         self._thread.join(seconds)
-        if not self._thread.is_alive():
-            self._here.close()
-            self._there.close()
+        self._here.close()
 
     # -- in the thread
 
     def _run(self) -> None:
+        # The other half may be closed before, when nobody waits for the thread any more.
+        with self._there:
+            self._stay_connected()
+
+    def _stay_connected(self) -> None:
         while not self._stopping:
             try:
                 connection = connect(self._database)
