@@ -62,6 +62,15 @@ def test_relay() -> None:
     assert all(each["faults"] == [] and each["messages"] > 0 for each in result["runs"])
 
 
+def test_conversion() -> None:
+    result = run("conversion", "--queues", "500", "--messages", "200")
+    assert result["faults"] == []
+    for name in ("to_postgres", "to_sqlite"):
+        assert result[f"{name}_seconds"] > 0
+        assert result[f"{name}_cpu_seconds"] > 0
+        assert result[f"{name}_peak_mib"] > 10
+
+
 SHORT = ("--seconds", "1", "--latency-seconds", "0")
 
 
