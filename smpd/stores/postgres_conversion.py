@@ -29,7 +29,7 @@ from smpd.stores.postgres_database import (
     check_schema,
     connect,
     first_line,
-    schema_version,
+    known_version,
     upgrade,
 )
 from smpd.stores.postgres_presence import check_no_relays, take_alone
@@ -184,9 +184,7 @@ class PostgresTarget(Target):
         self._can_write = True
         self._next_number = self._end = 0
         try:
-            with _told("use"):
-                there = schema_version(self._connection) is not None
-            if not there:
+            if known_version(self._connection) is None:
                 upgrade(self._connection)
             check_schema(self._connection)
             take_alone(self._connection)

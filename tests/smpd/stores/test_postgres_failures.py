@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 
+from bench.postgres_server import PostgresServer
 from smpd.queues import Queue, Status
 from smpd.stores.group_commit import WriterThread
-from smpd.stores.interface import StoreError, Wanted, What
+from smpd.stores.interface import StoreError, StoreUnusable, Wanted, What
 from smpd.stores.postgres_lane import Lane
 from tests.smpd.stores.disk_stores import Loop
 from tests.smpd.stores.postgres_proxy import Lose, Proxy
-from tests.smpd.stores.postgres_stores import PostgresStores
+from tests.smpd.stores.postgres_stores import PostgresStores, new_database
 from tests.smpd.stores.records import message, new_queue
 
 QUOTA = 4
@@ -375,3 +377,43 @@ def test_closing_while_the_database_is_away() -> None:
         assert time.monotonic() - start < 15.0
         assert site.answers[-1].startswith("STORE ")
         proxy.holds = False
+
+
+# -- at the start
+
+
+def refusal(database: str) -> str:
+    """Why a database cannot be used."""
+    with pytest.raises(StoreUnusable) as caught:
+        stores.open(database)
+    return str(caught.value)
+
+
+def test_a_database_that_can_only_be_read(postgres_server: PostgresServer) -> None:
+    """Such as that of a server which stands by."""
+    database = new_database()
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    assert refusal(database) == (
+        "cannot use the database: cannot execute nextval() in a read-only transaction"
+    )
+
+
+def test_a_database_of_somebody_else(postgres_server: PostgresServer) -> None:
+    database = new_database()
+    parts = urlsplit(database)
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+        connection.execute("CREATE ROLE stranger LOGIN PASSWORD 'secret'")
+    try:
+        strange = parts._replace(netloc=f"stranger:secret@{parts.hostname}:{parts.port}")
+        told = refusal(urlunsplit(strange))
+        assert told == "cannot use the database: permission denied for schema smpd"
+        wrong = parts._replace(netloc=f"stranger:wrong@{parts.hostname}:{parts.port}")
+        told = refusal(urlunsplit(wrong))
+        assert told.startswith("cannot use the database: ")
+        assert "authentication failed" in told
+        assert "wrong" not in told
+    finally:
+        with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+            connection.execute("DROP ROLE stranger")
