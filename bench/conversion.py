@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.filling import fill
+from bench.filling import SqliteFiller, fill
 from bench.options import finish, parse, positive, report, run_benchmark
 from bench.postgres_server import PostgresServer
 from bench.running import Process, say
@@ -67,7 +67,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         store, back = place / "store", place / "back"
         say(f"filling a store with {options.queues:,} queues and {options.messages:,} messages")
         fill(
-            store,
+            SqliteFiller(store),
             queues=options.queues,
             messages=options.messages,
             body_size=options.body_size,
