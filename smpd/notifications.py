@@ -196,7 +196,7 @@ class Notifications:
         for start in range(0, len(waiting), _PER_BATCH):
             some = waiting[start : start + _PER_BATCH]
             wanted = [Wanted(What.NOTIFIER, notifier_id) for notifier_id in some]
-            self._store.admit(wanted, partial(self._send_some, some), self)
+            self._store.admit(wanted, partial(self._send_some, some), some)
 
     def _send_some(self, notifier_ids: Sequence[bytes]) -> None:
         rounds: dict[Peer, list[bytes]] = {}

@@ -221,7 +221,7 @@ class Relay(Elsewhere):
 
         def expire(recipient_ids: Sequence[bytes]) -> None:
             wanted = [Wanted(What.RECIPIENT, each) for each in recipient_ids]
-            self.store.admit(wanted, lambda: self._expire_unused(recipient_ids, before), self)
+            self.store.admit(wanted, lambda: self._expire_unused(recipient_ids, before), wanted)
 
         for found in self.store.unused(before, step):
             if isinstance(found, Sequence):
@@ -269,6 +269,10 @@ class Relay(Elsewhere):
         queue = self.store.by_recipient(recipient_id)
         if queue is not None and queue.blocked is not None:
             self._tell_blocked(queue, queue.blocked)
+
+    def answers_lost(self, recipient_id: bytes) -> None:
+        """See `Elsewhere`."""
+        self.subscriptions.start_over(recipient_id)
 
     def notifier_changed(self, notifier_id: bytes) -> None:
         """See `Elsewhere`."""

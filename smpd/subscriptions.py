@@ -106,7 +106,7 @@ class Subscriptions:
         for start in range(0, len(waiting), _MANY):
             some = waiting[start : start + _MANY]
             wanted = [Wanted(What.RECIPIENT, recipient_id, 1) for recipient_id in some]
-            self._store.admit(wanted, partial(self._catch_up, peer, some), peer)
+            self._store.admit(wanted, partial(self._catch_up, peer, some), some)
 
     def _catch_up(self, peer: Peer, some: list[bytes] | None) -> None:
         """Sends the messages that wait in these queues, None for all, while there is room."""
@@ -207,7 +207,7 @@ class Subscriptions:
 
     def _is_taken(self, queue: Queue) -> bool:
         """Whether another relay has the queue's subscriber; then the one here is one no more."""
-        if self._store.is_ours(queue):
+        if not self._store.shared or self._store.is_ours(queue):
             return False
         self._end(queue.recipient_id, _END)
         return True
@@ -223,6 +223,17 @@ class Subscriptions:
             message = self._store.head(queue)
             if message is not None:
                 self.deliver(queue, message)
+
+    def start_over(self, recipient_id: bytes) -> None:
+        """Delivers the first message of a queue once more, whatever was delivered before."""
+        subscription = self._current.get(recipient_id)
+        if subscription is not None:
+            # Asked for first: it may fail, and then it is asked for again.
+            queue = self._store.by_recipient(recipient_id)
+            if queue is not None:
+                self._store.head(queue)
+            subscription.delivered = None
+            self.look(recipient_id)
 
     def followed(self) -> Iterable[bytes]:
         """The recipient ids of the queues that have subscribers here."""

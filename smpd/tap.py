@@ -40,6 +40,7 @@ from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
 from smpd.session import SameProcess, Session, SessionFactory, SessionLimits
 from smpd.stopping import Stopping
+from smpd.stores.drivers import without_postgres
 from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
 from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
@@ -395,10 +396,7 @@ def _open_shared(settings: StoreSettings, reactor: Any) -> Store:
     try:
         from smpd.stores.postgres import open_postgres
     except ImportError as error:
-        raise StoreUnusable(
-            f"kind = postgres needs psycopg 3 and its pool ({error}): install Debian's"
-            " python3-psycopg and python3-psycopg-pool, or simplexd[postgres]"
-        ) from None
+        raise without_postgres(error) from None
     assert settings.database is not None
     return open_postgres(
         settings.database,

@@ -41,6 +41,7 @@ _RETRY: Final = 0.25
 """Seconds until a database that failed is tried again."""
 _WATCH: Final = 0.25
 """How often it is checked, in seconds, whether something waits for too long."""
+_FAULTY: Final = "an error of the store itself"
 _SLOW: Final = "the database does not answer in time"
 
 _PLAIN: Final = {What.NEW_SENDER: What.SENDER, What.NEW_LINK: What.LINK}
@@ -140,8 +141,14 @@ class Steps(Protocol):
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
         """Does work to which the store refuses everything."""
 
-    def given_up(self, numbers: set[int]) -> None:
-        """What is in memory of these queues may not be true."""
+    def end_badly(self) -> None:
+        """Forgets all that has changed since `begin`."""
+
+    def given_up(self, numbers: set[int], rows: Rows) -> None:
+        """What was written may not be there: what is in memory of it may not be true."""
+
+    def answers_lost(self, rows: Rows) -> None:
+        """The answers to what was written, or was not, became errors."""
 
     def moved(self, committed: int) -> None:
         """All changes up to this number are safe, or `spoiled`."""
@@ -334,41 +341,30 @@ class Admission:
             return
         self._end_trouble()
         before = self._steps.noted
-        numbers = self._steps.begin(query, found)
+        try:
+            numbers = self._steps.begin(query, found)
+        except Exception:  # noqa: BLE001
+            self._fail(batch)
+            return
         if numbers is None:
             self._wait_again(batch)
             self._leave(batch)
             return
         batch.numbers = numbers
         self._busy_numbers |= numbers
-        self._execute(batch, found, before)
-
-    def _wait_again(self, batch: Batch) -> None:
-        """Puts what is in a batch back to where it came from."""
-        self._waiting[:0] = batch.requests
-        batch.requests = []
-
-    def _execute(self, batch: Batch, found: Found, before: int) -> None:
-        again: list[Request] = []
-        lines: set[int] = set()
-        for request in batch.requests:
-            if id(request.line) in lines or _is_locked(request, found):
-                request.attempts += 1
-                again.append(request)
-                lines.add(id(request.line))
-                continue
-            try:
-                request.work()
-            except Exception:  # noqa: BLE001
-                # Of one connection; the others have nothing to do with it.
-                self.log.failure("work on the store has failed")
-        batch.rows = self._steps.end()
+        again = self._execute(batch.requests, found)
         batch.executed = True
         batch.requests = []
         if again:
             self._waiting[:0] = again
             # Not in step with the other relay, which may be in the same situation.
             self._not_before = self._seconds() + _CONTENDED * (0.5 + self._random())
+        try:
+            batch.rows = self._steps.end()
+        except Exception:  # noqa: BLE001
+            self._spoiled.append((before + 1, self._steps.noted, _FAULTY))
+            self._fail(batch)
+            return
         if batch.rows is None:
             self._leave(batch)
             return
@@ -379,6 +375,37 @@ class Admission:
         self._busy_numbers |= batch.numbers
         self._submit(batch.lane, lambda: batch.lane.lane.write(rows), self._written, batch)
         self._start_later()
+
+    def _fail(self, batch: Batch) -> None:
+        """Ends a transaction that has failed by no fault of a connection, but of the store."""
+        self.log.failure("a transaction of the store has failed")
+        self._steps.end_badly()
+        batch.spoiled = _FAULTY
+        requests, batch.requests = batch.requests, []
+        self._do_without(requests, _FAULTY)
+        self._leave(batch)
+
+    def _wait_again(self, batch: Batch) -> None:
+        """Puts what is in a batch back to where it came from."""
+        self._waiting[:0] = batch.requests
+        batch.requests = []
+
+    def _execute(self, requests: Sequence[Request], found: Found) -> list[Request]:
+        """Does the work of those of which nothing is locked by others; the rest."""
+        again: list[Request] = []
+        lines: set[int] = set()
+        for request in requests:
+            if id(request.line) in lines or _is_locked(request, found):
+                request.attempts += 1
+                again.append(request)
+                lines.add(id(request.line))
+                continue
+            try:
+                request.work()
+            except Exception:  # noqa: BLE001
+                # Of one connection; the others have nothing to do with it.
+                self.log.failure("work on the store has failed")
+        return again
 
     def _leave(self, batch: Batch) -> None:
         self._submit(batch.lane, batch.lane.lane.leave, self._left, batch)
@@ -397,8 +424,12 @@ class Admission:
     # -- batches end
 
     def _written(self, result: None, error: Exception | None, batch: Batch) -> None:
+        assert batch.rows is not None
         if error is None:
             self._end_trouble(by_writing=True)
+            if batch.spoiled is not None:
+                # They were told that it was not done.
+                self._steps.answers_lost(batch.rows)
             self._finish(batch)
             return
         hopeless = isinstance(error, (ConflictError, IntegrityError))
@@ -409,7 +440,8 @@ class Admission:
         if hopeless or self._seconds() - batch.since >= self._patience:
             reason = failure_reason(error) if not hopeless else "another relay was faster"
             self._spoil(batch, reason)
-            self._steps.given_up(batch.numbers)
+            self._steps.given_up(batch.numbers, batch.rows)
+            self._steps.answers_lost(batch.rows)
             self._finish(batch)
         else:
             self._call_later(_RETRY, self._write_again, batch)
@@ -513,6 +545,8 @@ class Admission:
         for timer in (self._starting, self._watching):
             if timer is not None and timer.active():
                 timer.cancel()
+        for lane in self._lanes:
+            lane.worker.submit(lane.lane.close)
         for lane in self._lanes:
             lane.worker.stop(seconds)
 

@@ -7,7 +7,7 @@ what others have changed. So anything may be dropped between transactions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -261,7 +261,7 @@ class SharedQueues(MemoryStore):
         self._senders.pop(queue.sender_id, None)
         self._numbers.pop(queue.number, None)
 
-    def given_up(self, numbers: set[int]) -> None:
+    def _forget(self, numbers: Iterable[int]) -> None:
         """Forgets queues of which it is not known whether their changes were written."""
         for number in numbers:
             queue = self._numbers.get(number)

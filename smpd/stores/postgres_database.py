@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
 from smpd.stores.interface import StoreUnusable
 
@@ -45,6 +47,7 @@ _SETTINGS: Final = (
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
     "SET jit = off",
+    "SET plan_cache_mode = force_generic_plan",
 )
 
 _CLASSES: Final = {
@@ -55,18 +58,14 @@ _CLASSES: Final = {
     "57": "the database is stopping",
 }
 
-# Every attempt to connect is logged, and more for each connection that is lost. The store logs
-# what matters, once.
-for _name in ("psycopg", "psycopg.pool"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
+# It logs what is left of connections that were lost. The store logs what matters, once.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 Connection = psycopg.Connection[Any]
 
 
 def failure_reason(error: Exception) -> str:
     """Why the database did not do it, in a few words without names, addresses or ids."""
-    if isinstance(error, PoolTimeout):
-        return "the database cannot be reached"
     if isinstance(error, psycopg.Error):
         state = error.sqlstate
         if state is None:
@@ -77,6 +76,7 @@ def failure_reason(error: Exception) -> str:
 
 def connect(database: str) -> Connection:
     """A connection in autocommit mode. Raises `StoreUnusable`."""
+    _check_understood(database)
     try:
         return psycopg.connect(database, autocommit=True, **PARAMETERS)
     except psycopg.Error as error:
@@ -85,18 +85,79 @@ def connect(database: str) -> Connection:
 
 def unusable(error: Exception) -> StoreUnusable:
     """What is told when a database cannot be used because of an error."""
-    return StoreUnusable(f"cannot use the database: {_first_line(error)}")
+    return StoreUnusable(f"cannot use the database: {first_line(error)}")
 
 
-def _first_line(error: Exception) -> str:
+def _check_understood(database: str) -> None:
+    """Raises `StoreUnusable` for what libpq takes apart in another way than was meant.
+
+    It would show the pieces in its messages, and a piece of the password may be among them.
+    """
+    try:
+        parts = conninfo_to_dict(database)
+    except psycopg.Error:
+        parts = {"port": "?"}
+    hosts, ports = str(parts.get("host") or ""), str(parts.get("port") or "")
+    if "@" in hosts.lstrip("@") or ports.replace(",", "").strip("0123456789"):
+        raise StoreUnusable(
+            "cannot use the database: where it is cannot be understood; in a URL, such characters "
+            "of a password as @ : / % are written as %40 %3A %2F %25"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What libpq or the server says, without details that may name ids."""
     # What libpq says names host, port and user, but no password.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def configure(connection: Connection) -> None:
+class KeptConnection:
+    """One connection for one thread, made when it is needed, and again when it was lost.
+
+    Not a pool of psycopg's: that waits longer and longer between its attempts, and each of
+    the store's threads has one transaction at a time.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+
+    def get(self) -> Connection:
+        """The connection, in no transaction. Raises `psycopg.Error`."""
+        connection = self._connection
+        if connection is not None and connection.closed:
+            connection = None
+        if connection is None:
+            connection = psycopg.connect(self._database, autocommit=True, **PARAMETERS)
+            try:
+                _configure(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return connection
+
+    def undo(self) -> None:
+        """Ends the transaction that there may be, with what was not committed undone."""
+        connection = self._connection
+        if connection is None or connection.info.transaction_status is TransactionStatus.IDLE:
+            return
+        try:
+            connection.rollback()
+        except psycopg.Error:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the connection; another one is made when it is needed again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+
+def _configure(connection: Connection) -> None:
     """Makes a connection ready for the store's statements."""
-    connection.autocommit = True
     for setting in _SETTINGS:
         connection.execute(sql.SQL(setting))
     if _shown(connection, "synchronous_commit") == "off":
@@ -113,21 +174,6 @@ def is_reckless(connection: Connection) -> bool:
 def _shown(connection: Connection, setting: str) -> str:
     row = connection.execute(f"SHOW {setting}").fetchone()
     return "" if row is None else str(row[0])
-
-
-def open_pool(database: str, size: int) -> ConnectionPool[Connection]:
-    """So many connections, which are made again when they are lost."""
-    return ConnectionPool(
-        database,
-        kwargs=PARAMETERS,
-        min_size=size,
-        max_size=size,
-        open=True,
-        configure=configure,
-        # It is asked again and again; what is behind this would wait longer each time.
-        reconnect_timeout=1.0,
-        num_workers=size,
-    )
 
 
 # -- the schema
@@ -165,6 +211,7 @@ def upgrade(connection: Connection, steps: Sequence[str] | None = None) -> tuple
             before = schema_version(connection)
             _check_known(before, steps)
             if before is None:
+                _check_free(connection)
                 connection.execute("CREATE SCHEMA IF NOT EXISTS smpd")
                 connection.execute("CREATE TABLE smpd.schema_version (version integer NOT NULL)")
                 connection.execute("INSERT INTO smpd.schema_version VALUES (0)")
@@ -173,8 +220,30 @@ def upgrade(connection: Connection, steps: Sequence[str] | None = None) -> tuple
                 connection.execute(step)
             connection.execute("UPDATE smpd.schema_version SET version = %s", (len(steps),))
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot make the tables: {_first_line(error)}") from None
+        raise StoreUnusable(f"cannot make the tables: {first_line(error)}") from None
     return before or 0, len(steps)
+
+
+def _check_free(connection: Connection) -> None:
+    """Raises `StoreUnusable` when something else has the name of the schema."""
+    there = connection.execute(
+        "SELECT FROM pg_class WHERE relnamespace = to_regnamespace(%s) LIMIT 1", (SCHEMA,)
+    ).fetchone()
+    if there is not None:
+        raise StoreUnusable(
+            f'cannot make the tables: the schema "{SCHEMA}" of the database has those of '
+            "something else"
+        )
+
+
+def known_version(connection: Connection) -> int | None:
+    """As `schema_version`, of tables that this program knows. Raises `StoreUnusable`."""
+    try:
+        version = schema_version(connection)
+    except psycopg.Error as error:
+        raise StoreUnusable(f"cannot use the database: {first_line(error)}") from None
+    _check_known(version, schema_steps())
+    return version
 
 
 def check_schema(connection: Connection) -> None:

@@ -201,6 +201,14 @@ class Hearing:
         for service_id in services:
             self._look_at_service(elsewhere, service_id)
 
+    def look_again(self, elsewhere: Elsewhere, recipient_ids: Iterable[bytes]) -> None:
+        """Looks at queues the answers about which became errors."""
+        queues = elsewhere.followed()[0]
+        for recipient_id in recipient_ids:
+            if recipient_id in queues:
+                wanted = [Wanted(What.RECIPIENT, recipient_id, 1)]
+                self._look(wanted, elsewhere.answers_lost)
+
     def _look(self, wanted: Sequence[Wanted], tell: Callable[[bytes], None]) -> None:
         # Each in a line of its own: one that is locked for long keeps no other waiting.
         self._store.admit(wanted, partial(self._tell_all, wanted, tell), object())

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from psycopg_pool import ConnectionPool
 from twisted.logger import Logger
 
 from smpd.queues import Message, Notifier, Queue, Status
@@ -26,9 +25,6 @@ from smpd.stores.interface import (
 from smpd.stores.postgres_admission import Admission, LaneThread
 from smpd.stores.postgres_cache import SharedQueues
 from smpd.stores.postgres_changes import Changes, SharedMessages, shared
-from smpd.stores.postgres_database import (
-    Connection,
-)
 from smpd.stores.postgres_notices import Hearing, Listener
 from smpd.stores.postgres_rounds import PostgresRounds
 from smpd.stores.postgres_rows import Found, Notice, Query, Rows
@@ -52,7 +48,6 @@ class PostgresStore(SharedQueues):
 
     def __init__(
         self,
-        pool: ConnectionPool[Connection],
         relay: int,
         rounds: PostgresRounds,
         lanes: Sequence[LaneThread],
@@ -66,7 +61,6 @@ class PostgresStore(SharedQueues):
         seconds: Callable[[], float],
     ) -> None:
         super().__init__(cached_queues)
-        self._pool = pool
         self._relay = relay
         self._rounds = rounds
         self._queue_count = queue_count
@@ -133,6 +127,23 @@ class PostgresStore(SharedQueues):
             return None
         self._batch += 1
         return changes.rows(self._batch)
+
+    def end_badly(self) -> None:
+        """See `smpd.stores.postgres_admission.Steps`."""
+        changes, self._changes = self._changes, Changes()
+        self._forget(self._locked | set(changes.base))
+        self._claimed -= changes.claims
+        self._locked = set()
+
+    def given_up(self, numbers: set[int], rows: Rows) -> None:
+        """See `smpd.stores.postgres_admission.Steps`."""
+        self._forget(numbers | set(rows.base))
+        self._claimed -= set(rows.claims)
+
+    def answers_lost(self, rows: Rows) -> None:
+        """See `smpd.stores.postgres_admission.Steps`."""
+        if self.elsewhere is not None and not self._closed:
+            self._hearing.look_again(self.elsewhere, rows.lost_from)
 
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
         """See `smpd.stores.postgres_admission.Steps`."""
@@ -508,4 +519,3 @@ class PostgresStore(SharedQueues):
             self._listener.stop(_LAST_TIME)
         self._admission.stop(_LAST_TIME)
         self._rounds.stop(_LAST_TIME)
-        self._pool.close(_LAST_TIME)

@@ -107,6 +107,10 @@ class FakeLane:
         self._step("leave")
         self._end()
 
+    def close(self) -> None:
+        """Ends."""
+        self.done.append("close")
+
 
 class Held:
     """A thread whose jobs are done when a test says so."""
@@ -131,9 +135,12 @@ class Store:
     changed: set[int] = field(default_factory=set)
     given_up_numbers: list[set[int]] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
+    lost_answers: list[int] = field(default_factory=list)
     out_of_date: int = 0
     in_memory: bool = True
     on_moved: Callable[[], None] | None = None
+    faults: set[str] = field(default_factory=set)
+    """What raises an exception that nobody expects: begin, end."""
 
     def number_of(self, key: Key) -> int | None:
         """See `Steps`."""
@@ -145,6 +152,8 @@ class Store:
 
     def begin(self, query: Query, found: Found) -> set[int] | None:
         """See `Steps`."""
+        if "begin" in self.faults:
+            raise ZeroDivisionError
         if self.out_of_date:
             self.out_of_date -= 1
             return None
@@ -153,6 +162,8 @@ class Store:
 
     def end(self) -> Rows | None:
         """See `Steps`."""
+        if "end" in self.faults:
+            raise ZeroDivisionError
         changed, self.changed, self.locked = self.changed, set(), set()
         return rows_of(dict.fromkeys(changed, 1)) if changed else None
 
@@ -164,9 +175,17 @@ class Store:
         finally:
             self.problem = None
 
-    def given_up(self, numbers: set[int]) -> None:
+    def end_badly(self) -> None:
+        """See `Steps`."""
+        self.changed, self.locked = set(), set()
+
+    def given_up(self, numbers: set[int], rows: Rows) -> None:
         """See `Steps`."""
         self.given_up_numbers.append(numbers)
+
+    def answers_lost(self, rows: Rows) -> None:
+        """See `Steps`."""
+        self.lost_answers.append(rows.batch)
 
     def moved(self, committed: int) -> None:
         """See `Steps`."""
@@ -515,6 +534,7 @@ def test_what_others_have_changed_is_given_up_at_once(hopeless: Exception) -> No
     setting.settle(0.5)
     assert said == ["another relay was faster"]
     assert setting.store.given_up_numbers == [{1}]
+    assert setting.store.lost_answers == [1]
     assert setting.lanes[0].done == ["load", "write", "again"]
 
 
@@ -532,6 +552,22 @@ def test_in_doubt_it_is_tried_again_until_patience_ends() -> None:
     setting.ask("next", object(), 1, change=True)
     setting.settle(0.5)
     assert said == ["the database cannot be reached", None]
+
+
+def test_who_was_told_an_error_is_looked_at_when_it_was_written_after_all() -> None:
+    setting = Setting(1)
+    setting.ask("changed", object(), 1, change=True)
+    said = setting.listen("changed")
+    setting.turn()
+    setting.run(0)
+    assert setting.lanes[0].done == ["load"]
+    setting.turn(PATIENCE + 0.5)
+    setting.turn()
+    assert said == ["the database does not answer in time"]
+    assert setting.store.lost_answers == []
+    setting.settle()
+    assert setting.lanes[0].done == ["load", "write"]
+    assert (setting.store.lost_answers, setting.store.given_up_numbers) == ([1], [])
 
 
 def test_one_line_for_a_database_that_fails_and_one_when_it_is_back() -> None:
@@ -602,3 +638,38 @@ def test_giving_up_spoils_what_is_being_written() -> None:
     said = setting.listen("changed")
     setting.admission.give_up("the relay is stopping")
     assert said == ["the relay is stopping"]
+
+
+def expect_fault(failures: list[Failure]) -> None:
+    """One failure was logged, that of the store."""
+    assert [each.type for each in failures] == [ZeroDivisionError]
+    failures.clear()
+
+
+def test_work_is_done_without_a_store_that_cannot_begin(logged_failures: list[Failure]) -> None:
+    setting = Setting(1)
+    setting.store.faults = {"begin"}
+    setting.ask("a", "line", 1, change=True)
+    setting.settle()
+    assert setting.done == [("a", "an error of the store itself")]
+    expect_fault(logged_failures)
+    setting.store.faults = set()
+    setting.ask("b", "line", 1, change=True)
+    setting.settle()
+    assert setting.done[1:] == [("b", None)]
+    assert setting.store.marks[-1] == setting.store.noted
+
+
+def test_what_a_store_cannot_end_is_spoiled_and_done_once(logged_failures: list[Failure]) -> None:
+    setting = Setting(1)
+    setting.store.faults = {"end"}
+    setting.ask("a", "line", 1, change=True)
+    said = setting.listen("a")
+    setting.settle()
+    assert setting.done == [("a", None)]
+    assert said == ["an error of the store itself"]
+    expect_fault(logged_failures)
+    setting.store.faults = set()
+    setting.ask("b", "line", 1)
+    setting.settle()
+    assert setting.done[1:] == [("b", None)]
