@@ -241,19 +241,14 @@ def known_version(connection: Connection) -> int | None:
     try:
         version = schema_version(connection)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {first_line(error)}") from None
+        raise unusable(error) from None
     _check_known(version, schema_steps())
     return version
 
 
 def check_schema(connection: Connection) -> None:
     """Raises `StoreUnusable` when the database is not one that this version can use."""
-    steps = schema_steps()
-    try:
-        version = schema_version(connection)
-    except psycopg.Error as error:
-        raise unusable(error) from None
-    _check_known(version, steps)
+    steps, version = schema_steps(), known_version(connection)
     if version is None:
         raise StoreUnusable(
             'the database has no tables of this relay: "smpctl database create" makes them'
