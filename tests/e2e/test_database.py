@@ -20,7 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
 from bench.postgres_server import PostgresServer
-from smpd.stores.postgres_database import configure, connect, upgrade
+from smpd.stores.postgres_database import KeptConnection, connect, upgrade
 from tests.conformance.clients import (
     Connection,
     Queue,
@@ -207,8 +207,7 @@ async def test_a_relay_that_is_stopped_in_a_transaction(
     recipient = await relay.connect()
     locked = [await make_queue(recipient) for _ in range(40)]
     free = await make_queue(recipient, subscribe=False)
-    stopped = psycopg.connect(str(process.settings["store.database"]))
-    configure(stopped)
+    stopped = KeptConnection(str(process.settings["store.database"])).get()
     stopped.execute(
         "SELECT FROM queue_state JOIN queue USING (number) WHERE recipient_id = ANY(%s)"
         " FOR UPDATE OF queue_state",
