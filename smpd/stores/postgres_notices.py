@@ -153,6 +153,9 @@ class HearingStore(Protocol):
     def follow(self, notifier_id: bytes) -> None:
         """Remembers that there may be notifications for a subscriber here."""
 
+    def follow_service(self, service_id: bytes) -> None:
+        """Looks what waits for a service that has its connection here."""
+
     def unclaim(self, service_id: bytes) -> None:
         """Forgets that a service has its connection here."""
 
@@ -232,5 +235,7 @@ class Hearing:
             # None: it could not be found out, and is when the service comes again.
             if relay not in (None, 0, store.number) and not store.is_claimed(service_id):
                 elsewhere.service_taken(service_id)
+            elif relay == store.number:
+                store.follow_service(service_id)
 
         store.relay_of(service_id).addCallback(found)

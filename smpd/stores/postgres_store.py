@@ -8,6 +8,7 @@ What is done to queues is done in transactions in which they are locked, many to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 from twisted.logger import Logger
@@ -426,13 +427,13 @@ class PostgresStore(SharedQueues):
             elif self.spoiled(number) is not None:
                 self._claimed.discard(service_id)
             else:
-                self._follow_service(service_id)
+                self.follow_service(service_id)
                 # Who has just not seen it yet has told nobody.
-                self._call_later(_LOOK_AGAIN, self._follow_service, service_id)
+                self.later(partial(self.follow_service, service_id))
 
-    def _follow_service(self, service_id: bytes) -> None:
-        if service_id in self._claimed:
-            self._rounds.notifiers_of(service_id).addCallback(self._follow_all)
+    def follow_service(self, service_id: bytes) -> None:
+        """Remembers the notifications that wait for a service whose connection is here."""
+        self._rounds.notifiers_of(service_id).addCallback(self._follow_all)
 
     def _follow_all(self, notifier_ids: Sequence[bytes]) -> None:
         self._notified.update(dict.fromkeys(notifier_ids))

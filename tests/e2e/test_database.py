@@ -21,6 +21,7 @@ from twisted.internet.threads import deferToThread
 
 from bench.postgres_server import PostgresServer
 from smpd.stores.postgres_database import KeptConnection, connect, upgrade
+from smpd.stores.postgres_store import PostgresStore
 from tests.conformance.clients import (
     Connection,
     Queue,
@@ -34,6 +35,7 @@ from tests.conformance.clients import (
 )
 from tests.conformance.operated import OperatedRelay
 from tests.conformance.relays import Credentials, RelayProcess
+from tests.smpd.stores.test_postgres_failures import before, pid_of, terminate
 from txsimplex.client.errors import RelayError
 from txsimplex.client.smp import SMPClient
 from txsimplex.smp.messages import Msg
@@ -269,6 +271,7 @@ async def test_a_relay_process_that_is_stopped(
                 count += 1
                 if await answer(client, queues[number], body) == "OK":
                     taken[number].append(body)
+                await pause(0.02)
 
         work = [
             Deferred.fromCoroutine(send(client, number, name))
@@ -394,3 +397,57 @@ async def test_no_room(
         assert "Traceback" not in process.log
         await close_all(connections)
         connections.clear()
+
+
+# -- answers that were given up
+
+
+@pytest.mark.parametrize("how", ["lost", "late"])
+@ensureDeferred
+async def test_an_acknowledgement_in_doubt(
+    postgres_server: PostgresServer, tmp_path: Path, connections: list[Connection], how: str
+) -> None:
+    """Its answer is an error, and would have brought the next message: delivery goes on after it.
+
+    `lost`: another relay has changed the queue meanwhile; `late`: it is done after all.
+    """
+    database = tables_in(postgres_server)
+    settings = {**SETTINGS, "store.database": database, "store.connections": 1}
+    operated = OperatedRelay(tmp_path, settings)
+    operated.start()
+    try:
+        relay = Relay(operated, connections)
+        recipient, sender = await relay.connect(), await relay.connect()
+        queue = await make_queue(recipient)
+        for body in (b"one", b"two", b"three"):
+            await sender.send(queue.sender_id, body)
+        message = of(Msg, await next_event(recipient))
+        store = operated.service.relay.store
+        assert isinstance(store, PostgresStore)
+        lane = store._admission._lanes[0].lane
+
+        def be_lost() -> None:
+            terminate(database, pid_of(lane))
+            with psycopg.connect(database) as connection:
+                connection.execute("UPDATE smpd.queue_state SET version = version + 1")
+
+        def be_late() -> None:
+            time.sleep(PATIENCE + 1.0)
+
+        before(lane, "write", be_lost if how == "lost" else be_late)
+        with pytest.raises(RelayError, match="STORE"):
+            await recipient.ack(*queue.own, message.msg_id)
+        again = of(Msg, await next_event(recipient))
+        assert queue.open(again).body == (b"one" if how == "lost" else b"two")
+        bodies = []
+        following: Msg | None = again
+        while following is not None:
+            bodies.append(queue.open(following).body)
+            following = await recipient.ack(*queue.own, following.msg_id)
+        assert bodies[-2:] == [b"two", b"three"]
+        await sender.send(queue.sender_id, b"four")
+        assert (await next_message(recipient, queue)).body == b"four"
+    finally:
+        await close_all(connections)
+        connections.clear()
+        await operated.end()
