@@ -326,7 +326,7 @@ class TestStart:
 
         monkeypatch.delitem(sys.modules, "psycopg")
         monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-        assert "pool (no pq wrapper available): install" in self.refusal(smpctl)
+        assert "psycopg 3 (no pq wrapper available): install" in self.refusal(smpctl)
 
 
 TABLE = """\
