@@ -14,7 +14,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from smpd.peers import Opened, Outlet, Peer, PeerService
-from smpd.relay import Outcome, Relay
+from smpd.relay import Item, Outcome, Relay
 from smpd.stores.interface import RoleMismatch, StoreError, Wanted, What
 from txsimplex.smp import errors
 from txsimplex.smp.handshake import ServiceClaim
@@ -85,31 +85,29 @@ class Conversation:
 
         `then` is called with them when they are carried out.
         """
+        commands = self._relay.open_forwarded(self.peer, items)
         if self._relay.store.shared:
-            wanted = self._relay.lookups(self.peer, items)
+            wanted = self._relay.lookups(self.peer, commands)
             if self._asked or wanted is not None:
-                self._ask(wanted or (), items, then)
+                self._ask(wanted or (), partial(self._admitted, commands, items, then))
                 return
-        self._carry_out(items)
+        self._carry_out(commands)
         if then is not None:
             then(items)
 
-    def _ask(
-        self,
-        wanted: Sequence[Wanted],
-        items: Items,
-        then: Callable[[Items], None] | None,
-    ) -> None:
-        """Has the block carried out when the store admits it, and all later ones after it."""
+    def _ask(self, wanted: Sequence[Wanted], carry_out: Callable[[], None]) -> None:
+        """Has a block carried out when the store admits it, and all later ones after it."""
         self._asked += 1
         if self._asked == _MOST_HELD:
             self._line.stop_reading()
-        self._relay.store.admit(wanted, partial(self._admitted, items, then), self)
+        self._relay.store.admit(wanted, carry_out, self)
 
-    def _admitted(self, items: Items, then: Callable[[Items], None] | None) -> None:
+    def _admitted(
+        self, commands: Sequence[Item], items: Items, then: Callable[[Items], None] | None
+    ) -> None:
         self._asked -= 1
         try:
-            self._carry_out(items)
+            self._carry_out(commands)
             if then is not None:
                 then(items)
         except Exception:
@@ -124,14 +122,18 @@ class Conversation:
     def _is_held_back(self) -> bool:
         return self._held is not None and len(self._held) >= _MOST_HELD
 
-    def _carry_out(self, items: Items) -> None:
-        outcome = self._relay.process(self.peer, items)
+    def _carry_out(self, commands: Sequence[Item]) -> None:
+        outcome = self._relay.process(self.peer, commands)
         if outcome.refused:
             self._line.send(outcome.refused)
         if self._held is not None or max(outcome.needs, default=0) > self._relay.store.committed:
             self._hold(outcome)
         else:
             self._answer(outcome)
+        forwarding = self.peer.forwarding
+        if forwarding is not None and forwarding.is_full:
+            # The proxy connects again, and gets another key.
+            self._line.close()
 
     def resumed(self) -> None:
         """The client has taken what was buffered for it."""
@@ -292,7 +294,7 @@ class Conversations:
             opened.session_key,
             line,
             None,
-            has_client_key=opened.has_client_key,
+            secret=opened.secret,
         )
         conversation = Conversation(self, line, peer)
         self._all.add(conversation)

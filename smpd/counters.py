@@ -53,3 +53,5 @@ class Counters:
     notifications_sent: int = 0
     notifications_sent_batches: int = 0
     notifications_expired: int = 0
+    forwarded_received: int = 0
+    """Commands that came by way of a proxy and were answered."""
