@@ -1,7 +1,8 @@
 """What a relay remembers when it is killed: ``python -m bench.crash`` (bench/README.md).
 
 A relay under load is killed by SIGKILL at a random moment and started again on the same
-store, many times. Every answer that it gave is compared with what comes back.
+store, many times. Every answer that it gave is compared with what comes back. With
+`--relays` several relays have one database, and one of them is killed while others go on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench.crash_relays import RelayRounds, kill_relays
 from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
 from bench.running import Cores, say
 from bench.server import STORES, Installation, Server
@@ -30,6 +32,7 @@ _SAY_EACH = 5
 _RUN_TIME = 60.0
 _DRAIN_TIME = 120.0
 _COMPLAINTS_TOLD = 5
+_SETTINGS = ("by", "queues", "quota", "load", "relays", "kill_database")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +49,20 @@ def _parser() -> argparse.ArgumentParser:
         choices=STORES,
         default="sqlite",
         help="the relay's store; memory keeps nothing, which must be found; default: sqlite",
+    )
+    parser.add_argument(
+        "--relays",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="relays that share the database of --store postgres; default: 1",
+    )
+    parser.add_argument(
+        "--kill-database",
+        type=_probability,
+        default=0.0,
+        metavar="P",
+        help="part of the kills that hit the database's server, with --store postgres; default: 0",
     )
     parser.add_argument("--queues", type=positive, default=40, help="busy ones; default: 40")
     parser.add_argument(
@@ -84,9 +101,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _probability(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; the exit status is 1 when anything was not as it was answered."""
-    options = parse(_parser(), arguments, _QUICK)
+    parser = _parser()
+    options = parse(parser, arguments, _QUICK)
+    if options.store != "postgres" and (options.relays > 1 or options.kill_database):
+        parser.error("--relays and --kill-database: only with --store postgres")
+    options.signal = signal.Signals[f"SIG{options.by}"]
     return run_benchmark(lambda: _benchmark(options))
 
 
@@ -140,7 +168,7 @@ class _Rounds:
         self._worker.tell("run", queues=self._options.queues, **place)
 
     def _kill(self) -> None:
-        self._relay.end(signal.Signals[f"SIG{self._options.by}"])
+        self._relay.end(self._options.signal)
         self.kills += 1
         self.complaints += self._relay.complaints()
 
@@ -156,6 +184,19 @@ def _benchmark(options: argparse.Namespace) -> int:
     allow_many_files()
     cores = Cores(not options.no_pin)
     settings = {("queues", "quota"): str(options.quota)}
+    rounds: _Rounds | RelayRounds
+    if options.relays > 1 or options.kill_database:
+        rounds, counts = kill_relays(options, cores, settings)
+    else:
+        rounds, counts = _kill_relay(options, cores, settings)
+    result = _result(rounds, counts, options, cores)
+    report(result, as_json=options.json)
+    return finish(bool(result["lost"] or result["faults"]))
+
+
+def _kill_relay(
+    options: argparse.Namespace, cores: Cores, settings: dict[tuple[str, str], str]
+) -> tuple[_Rounds, dict[str, Any]]:
     with ExitStack() as stack:
         say(f"an smpd with the {options.store} store; {cores}")
         relay = stack.enter_context(
@@ -179,22 +220,31 @@ def _benchmark(options: argparse.Namespace) -> int:
                     shutil.copytree(relay.store_path, options.keep)
                     break
         say("taking what is left")
-        counts = rounds.drain()
-    result = _result(rounds, counts, options, cores)
-    report(result, as_json=options.json)
-    return finish(bool(result["lost"] or result["faults"]))
+        return rounds, rounds.drain()
 
 
 def _result(
-    rounds: _Rounds, counts: dict[str, Any], options: argparse.Namespace, cores: Cores
+    rounds: _Rounds | RelayRounds,
+    counts: dict[str, Any],
+    options: argparse.Namespace,
+    cores: Cores,
 ) -> dict[str, Any]:
-    faults = [*counts.pop("faults"), *rounds.complaints[:_COMPLAINTS_TOLD]]
+    histories = counts.pop("histories", [])
+    faults = [*counts.pop("faults"), *histories, *rounds.complaints[:_COMPLAINTS_TOLD]]
     starts = rounds.start_seconds
+    several = {}
+    if isinstance(rounds, RelayRounds):
+        several = {
+            "relays": options.relays,
+            "kills_of_all": rounds.kills_of_all,
+            "database_kills": rounds.database_kills,
+        }
     return {
         "benchmark": "crash",
         "store": options.store,
         "kills": rounds.kills,
         "early_kills": rounds.early_kills,
+        **several,
         **counts,
         "errors_logged": len(rounds.complaints),
         "messages_per_second": round(counts["messages_answered_ok"] / rounds.load_seconds, 1)
@@ -202,8 +252,7 @@ def _result(
         else None,
         "start_seconds_median": round(statistics.median(starts), 2),
         "start_seconds_longest": round(max(starts), 2),
-        "settings": {name: getattr(options, name) for name in ("by", "queues", "quota", "load")}
-        | {"cores": str(cores)},
+        "settings": {name: getattr(options, name) for name in _SETTINGS} | {"cores": str(cores)},
         "faults": faults,
     }
 

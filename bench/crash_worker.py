@@ -7,24 +7,29 @@ connections are lost. `Ledger` says what was wrong.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from bench.ledger import Ledger, number_of, numbered_body
+from bench.busy_queues import (
+    CHURN_INTERVAL,
+    CONNECTIONS,
+    ENDED,
+    HABITS,
+    SENDS_AT_ONCE,
+    STEP,
+    BusyQueue,
+    connected,
+    created,
+    is_auth,
+)
+from bench.ledger import Ledger, numbered_body
 from bench.workers import Handler, obey, sleep
 from txsimplex import fast_reactor
-from txsimplex.addresses import ServerAddress
-from txsimplex.boxes import BoxError
-from txsimplex.client.errors import ClientError, DisconnectedError, RelayError, TimedOutError
-from txsimplex.client.queues import CreatedQueue
-from txsimplex.client.smp import Request, SMPClient, connect
-from txsimplex.encoding import ParseError
-from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.client.errors import ClientError, RelayError
+from txsimplex.client.smp import Request, SMPClient
 from txsimplex.smp import commands, errors
-from txsimplex.smp.bodies import QuotaBody
 from txsimplex.smp.messages import Msg, Ok, Sok
 from txsimplex.smp.transmissions import Received
 
@@ -32,52 +37,12 @@ fast_reactor.install()
 
 from twisted.internet import reactor as _reactor  # noqa: E402
 from twisted.internet.defer import Deferred, DeferredList  # noqa: E402
-from twisted.internet.endpoints import TCP4ClientEndpoint  # noqa: E402
 from twisted.python.failure import Failure  # noqa: E402
 
 reactor: Any = _reactor
 
-_CONNECTIONS = 2
-"""Connections of senders, and as many of recipients."""
-_STEP = 0.02
-_CONNECT_TIME = 5.0
 _DRAIN_TIME = 60.0
-_SENDS_AT_ONCE = 2
-"""Messages under way to each queue."""
-_CHURN_INTERVAL = 0.03
-"""Seconds between queues that are created and deleted."""
-_LEFT_INSECURE = 0.25
-"""Part of the queues that everybody may send to."""
-_HABITS = ("at once", "at once", "at once", "later", "never")
-"""When the recipient of a queue acknowledges, in one run."""
 _SUBSCRIBED_AT_ONCE = 64
-_ENDED = (DisconnectedError, TimedOutError)
-
-
-class BusyQueue:
-    """A queue of both its users."""
-
-    def __init__(
-        self, created: CreatedQueue, key: PrivateKey, sender_key: PrivateKey, share: int
-    ) -> None:
-        self.share = share
-        """Which of the connections are its own."""
-        self.created = created
-        self.key = key
-        self.sender_key = sender_key
-        self.seed = created.sender_id
-        self.wants_securing = random.random() >= _LEFT_INSECURE
-        self.secured = False
-        self.habit = _HABITS[0]
-        self.waits = False
-        """Whether a message came in this run that is not acknowledged."""
-        self.came = False
-        """Whether anything came in this run."""
-
-    @property
-    def recipient_id(self) -> bytes:
-        """Its id for the recipient's commands."""
-        return self.created.recipient_id
 
 
 class CrashWorker:
@@ -105,12 +70,11 @@ class CrashWorker:
         """
         self._stopping = False
         self._wanted = queues
-        server = ServerAddress.parse(address)
-        running = Deferred.fromCoroutine(self._run(server, host, port))
+        running = Deferred.fromCoroutine(self._run((address, host, port)))
         self._tasks.append(running)
         try:
             return bool(await running)
-        except _ENDED:
+        except ENDED:
             return False
 
     async def crashed(self) -> dict[str, Any]:
@@ -121,7 +85,7 @@ class CrashWorker:
             await client.lost()
         tasks, self._tasks = self._tasks, []
         for success, result in await DeferredList(tasks, consumeErrors=True):
-            if not success and isinstance(result, Failure) and not result.check(*_ENDED):
+            if not success and isinstance(result, Failure) and not result.check(*ENDED):
                 result.raiseException()
         self._senders, self._recipients = [], []
         self.ledger.crashed()
@@ -136,7 +100,7 @@ class CrashWorker:
             if time.monotonic() > deadline:
                 self.ledger.wrong_answer("messages or answers did not come")
                 break
-            await sleep(_STEP)
+            await sleep(STEP)
         for client in self._recipients:
             await client.ping()
         for queue in self._queues.values():
@@ -148,10 +112,10 @@ class CrashWorker:
 
     # -- beginning a run
 
-    async def _run(self, server: ServerAddress, host: str, port: int) -> bool:
+    async def _run(self, place: tuple[str, str, int]) -> bool:
         for clients in (self._senders, self._recipients):
-            while len(clients) < _CONNECTIONS:
-                client = await self._connected(server, host, port)
+            while len(clients) < CONNECTIONS:
+                client = await connected(reactor, place, self._event, lambda: not self._stopping)
                 if client is None:
                     return False
                 clients.append(client)
@@ -169,24 +133,13 @@ class CrashWorker:
             await self._begin()
         return True
 
-    async def _connected(self, server: ServerAddress, host: str, port: int) -> SMPClient | None:
-        endpoint = TCP4ClientEndpoint(reactor, host, port)
-        while not self._stopping:
-            try:
-                return await connect(
-                    endpoint, server, timeout=_CONNECT_TIME, clock=reactor, on_event=self._event
-                )
-            except _ENDED:
-                await sleep(_STEP)
-        return None
-
     async def _look_for(self, queues: Sequence[BusyQueue]) -> None:
         """Subscribes to queues; those that are there no more, or should not be, are dropped."""
         for queue in queues:
             # What comes in answer may come before all answers are there.
             self._queues[queue.recipient_id] = queue
             queue.waits = queue.came = False
-            queue.habit = random.choice(_HABITS) if self._wanted else _HABITS[0]
+            queue.habit = random.choice(HABITS) if self._wanted else HABITS[0]
         for share, client in enumerate(self._recipients):
             own = [queue for queue in queues if queue.share == share]
             for start in range(0, len(own), _SUBSCRIBED_AT_ONCE):
@@ -198,10 +151,10 @@ class CrashWorker:
                     self._looked_for(queue, answer)
 
     def _looked_for(self, queue: BusyQueue, answer: object) -> None:
-        if isinstance(answer, _ENDED):
+        if isinstance(answer, ENDED):
             raise answer
         there = isinstance(answer, Ok | Sok)
-        if not there and not _is_auth(answer):
+        if not there and not is_auth(answer):
             self.ledger.wrong_answer(f"SUB was answered by {answer}")
             # Nothing can be said of its messages then.
             queue.came = True
@@ -224,12 +177,8 @@ class CrashWorker:
     # -- queues come and go
 
     async def _create(self) -> BusyQueue:
-        key = PrivateKey.generate(Algorithm.ED25519, os.urandom)
-        sender_key = PrivateKey.generate(Algorithm.X25519, os.urandom)
-        dh_key = PrivateKey.generate(Algorithm.X25519, os.urandom)
-        share = random.randrange(_CONNECTIONS)
-        created = await self._recipients[share].create_queue(key, dh_key)
-        queue = BusyQueue(created, key, sender_key, share)
+        share = random.randrange(CONNECTIONS)
+        queue = await created(self._recipients[share], share)
         self.ledger.created(queue.recipient_id)
         self._queues[queue.recipient_id] = queue
         await self._secure(queue)
@@ -248,7 +197,7 @@ class CrashWorker:
 
     async def _churn(self) -> None:
         while not self._stopping:
-            await sleep(random.uniform(0, 2 * _CHURN_INTERVAL))
+            await sleep(random.uniform(0, 2 * CHURN_INTERVAL))
             if len(self._queues) >= self._wanted:
                 await self._delete(random.choice(list(self._queues.values())))
             else:
@@ -269,7 +218,7 @@ class CrashWorker:
     # -- sending
 
     def _start_sending(self, queue: BusyQueue) -> None:
-        for _ in range(_SENDS_AT_ONCE):
+        for _ in range(SENDS_AT_ONCE):
             self._start(self._send(queue))
 
     async def _send(self, queue: BusyQueue) -> None:
@@ -284,7 +233,7 @@ class CrashWorker:
                     self.ledger.send_refused(queue.recipient_id, number)
                 else:
                     self.ledger.send_failed(queue.recipient_id, number, str(error))
-                await sleep(_STEP)
+                await sleep(STEP)
             else:
                 self.ledger.send_answered(queue.recipient_id, number)
 
@@ -302,27 +251,13 @@ class CrashWorker:
 
     def _took(self, queue: BusyQueue, message: Msg) -> None:
         """Enters a message into the books; acknowledges it or not."""
-        number = self._enter(queue, message)
+        number = queue.enter(self.ledger, message)
         queue.came = True
         if queue.habit == "never":
             return
         queue.waits = True
-        delay = random.uniform(0, _STEP) if queue.habit == "later" else 0.0
+        delay = random.uniform(0, STEP) if queue.habit == "later" else 0.0
         self._start(self._acknowledge(queue, number, message.msg_id, delay))
-
-    def _enter(self, queue: BusyQueue, message: Msg) -> int | None:
-        """The number of the message, None for a quota marker or what should not be."""
-        try:
-            opened = queue.created.open(message)
-        except (BoxError, ParseError):
-            self.ledger.seen(queue.recipient_id, None, message.msg_id)
-            return None
-        if isinstance(opened, QuotaBody):
-            self.ledger.marker_seen(queue.recipient_id, message.msg_id)
-            return None
-        number = number_of(queue.seed, opened.body)
-        self.ledger.seen(queue.recipient_id, number, message.msg_id)
-        return number
 
     async def _acknowledge(
         self, queue: BusyQueue, number: int | None, msg_id: bytes, delay: float
@@ -343,10 +278,6 @@ class CrashWorker:
         self.ledger.ack_answered(recipient_id, number, msg_id, empty=message is None)
         if message is not None:
             self._took(queue, message)
-
-
-def _is_auth(answer: object) -> bool:
-    return isinstance(answer, RelayError) and answer.error == errors.AUTH
 
 
 def main() -> None:

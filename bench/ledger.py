@@ -1,14 +1,16 @@
 """What a relay was asked, what it answered and what it sent, over crashes: pure bookkeeping.
 
-The messages of a queue are numbered as they are sent. Between two crashes is a run. A
-message is safe when its SEND was answered OK: it has to come, in the order of numbers
-and unchanged, until an ACK of it is answered, and never after that. Everything that was
-not answered when the relay was killed may have taken effect or not.
+The messages of a queue are numbered as they are sent. Between two crashes is a run; with
+several relays, each new subscription begins a run of its queue. A message is safe when its SEND
+was answered OK: it has to come, in the order of numbers and unchanged, until an ACK of it is
+answered, and never after that. Everything that was not answered when the relay was killed
+may have taken effect or not, but not later than what was answered next of the same queue.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +19,9 @@ _NUMBER_SIZE: Final = 8
 _LONGEST: Final = 16048
 _FAULTS_TOLD: Final = 20
 _NEVER: Final = -1
+_HISTORY: Final = 80
+"""What is remembered of a queue, to be told when something is wrong."""
+_HISTORIES_TOLD: Final = 3
 
 
 def numbered_body(seed: bytes, number: int) -> bytes:
@@ -59,6 +64,7 @@ class _Message:
 class _Queue:
     """What is known of one queue."""
 
+    run: int = 0
     sent: int = 0
     accepted_to: int = 0
     """The greatest number that was answered OK."""
@@ -84,12 +90,18 @@ class _Queue:
     """What had been answered OK when the ACK of a message or marker was asked."""
     delete_asked: bool = False
     delete_answered: bool = False
+    accepted_before: int = 0
+    """What had been answered OK when the last SUB was asked."""
+    full_before: bool = False
+    """Whether it was known to be full then."""
+    history: deque[str] = field(default_factory=lambda: deque(maxlen=_HISTORY))
 
 
 class Ledger:
     """All queues. They are named by any key of the caller's.
 
-    `run` is the number of crashes so far.
+    `run` is the number of crashes so far. `histories` say what was asked, answered and seen of
+    the queues with the first faults.
     """
 
     def __init__(self) -> None:
@@ -108,6 +120,7 @@ class Ledger:
         self.wrong_answers = 0
         self._lost_with_queues = 0
         self._faults: dict[str, list[int]] = {}
+        self.histories: list[str] = []
 
     @property
     def lost(self) -> int:
@@ -129,19 +142,34 @@ class Ledger:
 
     def crashed(self) -> None:
         """The relay was killed: what has no answer will get none."""
-        self.run += 1
+        self.killed()
         for queue in self._queues.values():
-            queue.watermarks.clear()
-            queue.draining = False
+            self._begin_run(queue)
 
-    def wrong_answer(self, text: str) -> None:
+    def killed(self) -> None:
+        """A relay of several was killed: what that means is told of each queue."""
+        self.run += 1
+
+    def _begin_run(self, queue: _Queue) -> None:
+        queue.run += 1
+        queue.watermarks.clear()
+        queue.draining = False
+        queue.history.append(f"run {queue.run}")
+
+    def wrong_answer(self, text: str, key: Hashable = None) -> None:
         """An answer that no state of the relay explains."""
         self.wrong_answers += 1
-        self._fault(text)
+        self._fault(text, self._queues.get(key))
 
-    def _fault(self, text: str) -> None:
+    def _fault(self, text: str, queue: _Queue | None = None) -> None:
         if text in self._faults or len(self._faults) < _FAULTS_TOLD:
             self._faults.setdefault(text, []).append(self.run)
+        if queue is not None and len(self.histories) < _HISTORIES_TOLD:
+            self.histories.append(f"{text}: {', '.join(queue.history)}")
+
+    def note(self, key: Hashable, text: str) -> None:
+        """Something that the history of a queue shall tell."""
+        self._queues[key].history.append(text)
 
     # -- queues
 
@@ -166,14 +194,14 @@ class Ledger:
         queue = self._queues[key]
         if there and queue.delete_answered:
             self.queues_returned += 1
-            self._fault("a deleted queue is there again")
+            self._fault("a deleted queue is there again", queue)
             return False
         if there:
             queue.delete_asked = False
             return True
         if not queue.delete_asked:
             self.queues_lost += 1
-            self._fault("a queue is not there any more")
+            self._fault("a queue is not there any more", queue)
             self._lost_with_queues += sum(each.owed for each in queue.there.values())
             self._lost_with_queues += len(queue.missing)
             queue.there.clear()
@@ -182,12 +210,40 @@ class Ledger:
         self.delete_answered(key)
         return False
 
+    # -- subscriptions, when there are several relays
+
+    def subscribing(self, key: Hashable, where: str) -> None:
+        """SUB is about to be sent, on another connection than before."""
+        queue = self._queues[key]
+        self._begin_run(queue)
+        queue.accepted_before, queue.full_before = queue.accepted_to, queue.full
+        queue.history.append(f"SUB at {where}")
+
+    def nothing_came(self, key: Hashable) -> None:
+        """SUB was answered, and no message with it."""
+        queue = self._queues[key]
+        queue.history.append("empty")
+        self._pass(queue, queue.accepted_before + 1)
+        if queue.full_before and queue.full:
+            queue.full = False
+            self.wrong_answer("a quota marker did not come", key)
+
+    def run_of(self, key: Hashable) -> int:
+        """The number of the subscription."""
+        return self._queues[key].run
+
+    def owes(self, key: Hashable) -> bool:
+        """Whether there is a message that has to come, and was not seen in this run."""
+        queue = self._queues[key]
+        return any(each.owed and each.seen_in != queue.run for each in queue.there.values())
+
     # -- the sender
 
     def send_asked(self, key: Hashable) -> int:
         """The number of the message that is about to be sent."""
         queue = self._queues[key]
         queue.sent += 1
+        queue.history.append(f"SEND {queue.sent}")
         queue.there[queue.sent] = _Message(queue.sent, queue.drains, queue.draining, queue.full)
         return queue.sent
 
@@ -195,13 +251,14 @@ class Ledger:
         """SEND was answered OK."""
         queue = self._queues[key]
         self.accepted += 1
+        queue.history.append(f"OK {number}")
         queue.accepted_to = max(queue.accepted_to, number)
         message = queue.there.get(number) or queue.gone.get(number)
         if message is None:
             return
         message.accepted = True
         if message.while_full and message.drains == queue.drains:
-            self.wrong_answer("a message was taken by a full queue")
+            self.wrong_answer("a message was taken by a full queue", key)
         if message.owed and queue.gone.pop(number, None) is not None:
             self._missing(queue, message)
 
@@ -210,8 +267,9 @@ class Ledger:
         queue = self._queues[key]
         message = queue.there.pop(number, None) or queue.gone.pop(number, None)
         queue.refused.add(number)
+        queue.history.append(f"QUOTA {number}")
         if message is None or message.seen_in != _NEVER:
-            self.wrong_answer("a message that came was refused")
+            self.wrong_answer("a message that came was refused", key)
         elif message.drains == queue.drains and not message.while_draining:
             queue.full = True
 
@@ -220,50 +278,57 @@ class Ledger:
         queue = self._queues[key]
         queue.there.pop(number, None)
         queue.refused.add(number)
+        queue.history.append(f"{answer} {number}")
         if not queue.delete_asked:
-            self.wrong_answer(f"SEND was answered by {answer}")
+            self.wrong_answer(f"SEND was answered by {answer}", key)
+
+    def send_in_doubt(self, key: Hashable, number: int, answer: str) -> None:
+        """SEND was answered by an error that does not say that it was not done."""
+        self._queues[key].history.append(f"{answer} {number}")
 
     # -- the recipient
 
     def seen(self, key: Hashable, number: int | None, msg_id: bytes) -> None:
         """A message came; `number` is None when its content is not what was sent."""
         queue = self._queues[key]
+        queue.history.append(f"MSG {number}")
         if number is None or number > queue.sent or number in queue.refused:
             self.altered += 1
-            self._fault("a message that was not sent or was refused")
+            self._fault("a message that was not sent or was refused", queue)
             return
         if number in queue.acknowledged:
             self.duplicated_after_ack += 1
-            self._fault("a message came after its ACK was answered")
+            self._fault("a message came after its ACK was answered", queue)
             return
         message = queue.there.get(number)
-        if message is None or (queue.last_run == self.run and number < queue.last):
+        if message is None or (queue.last_run == queue.run and number < queue.last):
             self.out_of_order += 1
-            self._fault("a message came after one that was sent later")
-        elif message.seen_in == self.run:
-            self.wrong_answer("a message came twice to one subscription")
+            self._fault("a message came after one that was sent later", queue)
+        elif message.seen_in == queue.run:
+            self.wrong_answer("a message came twice to one subscription", key)
         if message is None:
             message = queue.missing.pop(number, None) or queue.gone.pop(number)
             queue.there[number] = message
         if message.msg_id not in (None, msg_id):
             self.altered += 1
-            self._fault("a message came with another id than before")
+            self._fault("a message came with another id than before", queue)
         self.redelivered += message.seen_in != _NEVER
-        message.seen_in = self.run
+        message.seen_in = queue.run
         message.msg_id = msg_id
         self._pass(queue, number)
-        queue.last, queue.last_run = number, self.run
+        queue.last, queue.last_run = number, queue.run
 
     def marker_seen(self, key: Hashable, msg_id: bytes) -> None:
         """The marker came that tells the recipient of refused messages."""
         queue = self._queues[key]
+        queue.history.append("MSG marker")
         if queue.markers.get(msg_id):
             self.duplicated_after_ack += 1
-            self._fault("a quota marker came after its ACK was answered")
+            self._fault("a quota marker came after its ACK was answered", queue)
             return
         unanswered = any(not message.accepted for message in queue.there.values())
         if msg_id not in queue.markers and not queue.full and not unanswered:
-            self.wrong_answer("a quota marker, and nothing had been refused")
+            self.wrong_answer("a quota marker, and nothing had been refused", key)
         queue.markers[msg_id] = False
         # Nothing is taken behind a marker: what was taken before must have come.
         self._pass(queue, queue.accepted_to + 1)
@@ -271,13 +336,14 @@ class Ledger:
     def ack_asked(self, key: Hashable, number: int | None, msg_id: bytes) -> None:
         """ACK is about to be sent; `number` is None for a marker."""
         queue = self._queues[key]
+        queue.history.append(f"ACK {number or 'marker'}")
         queue.watermarks[msg_id] = queue.accepted_to
         if number is None:
             queue.full = False
             queue.draining = True
             queue.drains += 1
         elif number in queue.there:
-            queue.there[number].ack_asked_in = self.run
+            queue.there[number].ack_asked_in = queue.run
 
     def ack_answered(
         self, key: Hashable, number: int | None, msg_id: bytes, *, empty: bool
@@ -285,6 +351,7 @@ class Ledger:
         """ACK was answered, by OK when `empty` and else by the next message."""
         queue = self._queues[key]
         watermark = queue.watermarks.pop(msg_id, 0)
+        queue.history.append(f"{'OK' if empty else 'MSG'} to ACK {number or 'marker'}")
         if number is None:
             queue.markers[msg_id] = True
             queue.draining = False
@@ -295,10 +362,20 @@ class Ledger:
         if empty:
             self._pass(queue, watermark + 1)
 
+    def ack_answered_elsewhere(self, key: Hashable, number: int, run: int) -> None:
+        """An ACK of an earlier `run` was answered OK, when another connection was subscribed."""
+        queue = self._queues[key]
+        queue.history.append(f"OK to ACK {number} of run {run}")
+        message = queue.there.pop(number, None)
+        if message is not None and message.seen_in > run:
+            self.wrong_answer("an ACK was taken from who had lost the queue to another", key)
+        self.acknowledged += 1
+        queue.acknowledged.add(number)
+
     def ack_failed(self, key: Hashable, answer: str) -> None:
         """ACK of a message that came was answered by an error."""
         if not self._queues[key].delete_asked:
-            self.wrong_answer(f"ACK was answered by {answer}")
+            self.wrong_answer(f"ACK was answered by {answer}", key)
 
     def empty(self, key: Hashable) -> None:
         """The queue was found empty while nothing was being sent to it."""
@@ -306,12 +383,12 @@ class Ledger:
         self._pass(queue, queue.sent + 1)
         if queue.full:
             queue.full = False
-            self.wrong_answer("a quota marker did not come")
+            self.wrong_answer("a quota marker did not come", key)
 
     def _pass(self, queue: _Queue, number: int) -> None:
         """What was sent before `number` is not there: `number` is first, or nothing is."""
         for message in [each for each in queue.there.values() if each.number < number]:
-            if message.ack_asked_in == self.run:
+            if message.ack_asked_in == queue.run:
                 # Its removal may be undone by a crash until the ACK is answered.
                 continue
             del queue.there[message.number]
@@ -322,7 +399,7 @@ class Ledger:
 
     def _missing(self, queue: _Queue, message: _Message) -> None:
         queue.missing[message.number] = message
-        self._fault("a message that was answered OK did not come")
+        self._fault("a message that was answered OK did not come", queue)
 
     # -- the report
 

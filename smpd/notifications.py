@@ -97,8 +97,8 @@ class Notifications:
 
     def _take_over(self, peer: Peer, service_id: bytes) -> bool:
         """Makes `peer` the connection of its service; whether another one was before."""
-        self._store.claim_service(service_id)
         former = self._services.get(service_id)
+        self._store.claim_service(service_id, newly=former is not peer)
         self._services[service_id] = peer
         self._subscriptions.withdraw_event(peer, service_id)
         if former is None or former is peer:
@@ -119,6 +119,9 @@ class Notifications:
             self._take_over(peer, service_id)
             peer.service_subscribed = True
             peer.service_notifiers = count
+        else:
+            # Other relays may not know yet: an earlier NSUBS may have failed at that.
+            self._store.claim_service(service_id, newly=False)
         return Soks(peer.service_notifiers).encode(peer.version)
 
     # -- ending

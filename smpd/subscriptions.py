@@ -81,7 +81,7 @@ class Subscriptions:
     def deliver(self, queue: Queue, message: Message) -> None:
         """Sends the first message to the subscriber, if there is one that can take it (§5.3)."""
         subscription = self._current.get(queue.recipient_id)
-        if subscription is None or subscription.delivered is not None:
+        if subscription is None or self._is_taken(queue) or subscription.delivered is not None:
             return
         peer = subscription.peer
         if peer.outlet.full:
@@ -138,6 +138,8 @@ class Subscriptions:
         """
         subscription = peer.subscriptions.get(queue.recipient_id)
         if subscription is None or subscription.delivered is None:
+            return _NO_MESSAGE, None
+        if not subscription.getter and self._is_taken(queue):
             return _NO_MESSAGE, None
         if msg_id and subscription.delivered != msg_id:
             return _NO_MESSAGE, None
@@ -203,6 +205,13 @@ class Subscriptions:
 
     # -- what other relays on the same store do
 
+    def _is_taken(self, queue: Queue) -> bool:
+        """Whether another relay has the queue's subscriber; then the one here is one no more."""
+        if not self._store.shared or self._store.is_ours(queue):
+            return False
+        self._end(queue.recipient_id, _END)
+        return True
+
     def look(self, recipient_id: bytes) -> None:
         """Looks what has become of a queue, and lets its subscriber know."""
         if recipient_id not in self._current:
@@ -210,9 +219,7 @@ class Subscriptions:
         queue = self._store.by_recipient(recipient_id)
         if queue is None:
             self._end(recipient_id, _DELETED)
-        elif not self._store.is_ours(queue):
-            self._end(recipient_id, _END)
-        else:
+        elif not self._is_taken(queue):
             message = self._store.head(queue)
             if message is not None:
                 self.deliver(queue, message)

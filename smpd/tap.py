@@ -396,8 +396,8 @@ def _open_shared(settings: StoreSettings, reactor: Any) -> Store:
         from smpd.stores.postgres import open_postgres
     except ImportError as error:
         raise StoreUnusable(
-            f"kind = postgres needs psycopg 3 and its pool ({error}): install Debian's"
-            " python3-psycopg and python3-psycopg-pool, or simplexd[postgres]"
+            f"kind = postgres needs psycopg 3 ({error}): install Debian's"
+            " python3-psycopg, or simplexd[postgres]"
         ) from None
     assert settings.database is not None
     return open_postgres(

@@ -24,7 +24,7 @@ case ${SIMPLEXD_DEPENDENCIES:=newest} in
         packages="$packages python3-cryptography python3-nacl python3-qrcode"
         # pip looks for it by the name in cryptography's metadata, and would bring its own.
         packages="$packages python3-cffi"
-        packages="$packages python3-psycopg python3-psycopg-pool" ;;
+        packages="$packages python3-psycopg" ;;
     *)
         say "SIMPLEXD_DEPENDENCIES is '$SIMPLEXD_DEPENDENCIES'; it can be 'newest' or 'debian'"
         exit 2 ;;

@@ -45,7 +45,7 @@ def _connect(arguments: argparse.Namespace) -> Any:
     try:
         from smpd.stores.postgres_database import connect
     except ImportError as error:
-        raise CommandError(f"psycopg 3 and its pool are not installed ({error})") from None
+        raise CommandError(f"psycopg 3 is not installed ({error})") from None
     try:
         return connect(store.database)
     except StoreUnusable as error:

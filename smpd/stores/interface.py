@@ -189,8 +189,11 @@ class Store(ABC):
         """The queue's notifier has its subscriber here from now on, and nowhere else."""
         return
 
-    def claim_service(self, service_id: bytes) -> None:
-        """The service has its connection here from now on, and nowhere else."""
+    def claim_service(self, service_id: bytes, *, newly: bool) -> None:
+        """The service has its connection here from now on, and nowhere else.
+
+        `newly` if it is another connection than that of the last claim.
+        """
         return
 
     def is_ours(self, queue: Queue) -> bool:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
 
 from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, CallLater, Worker, WriterThread
-from smpd.stores.interface import StoreUnusable
 from smpd.stores.postgres_admission import LaneThread
 from smpd.stores.postgres_database import (
     Connection,
     check_schema,
     connect,
     is_reckless,
-    open_pool,
 )
 from smpd.stores.postgres_lane import Lane
 from smpd.stores.postgres_notices import Listener
 from smpd.stores.postgres_rounds import PostgresRounds
 from smpd.stores.postgres_store import PostgresStore
-
-_START_TIME: Final = 10.0
-"""Seconds that the database has to answer at the start."""
 
 _log = Logger()
 
@@ -60,20 +54,12 @@ def open_postgres(
         count = _first(connection, "SELECT count(*) FROM smpd.queue_state")
     finally:
         connection.close()
-    pool = open_pool(database, connections + 1)
-    try:
-        pool.wait(_START_TIME)
-    except Exception as error:
-        pool.close(0)
-        raise StoreUnusable("cannot use the database: it does not answer") from error
-    lanes = [
-        LaneThread(Lane(pool, relay, number, answer_timeout), worker())
-        for number in range(connections)
-    ]
+    lanes = [LaneThread(Lane(database, relay, number), worker()) for number in range(connections)]
+    for each in lanes:
+        each.worker.submit(each.lane.prepare)
     store = PostgresStore(
-        pool,
         relay,
-        PostgresRounds(pool, relay, worker(), call_from_thread, numbers, answer_timeout),
+        PostgresRounds(database, relay, worker(), call_from_thread, numbers),
         lanes,
         queue_count=count,
         commit_interval=commit_interval,

@@ -20,7 +20,8 @@ from queue import Empty, SimpleQueue
 from random import random
 from typing import Any, Final, Protocol
 
-from psycopg import IntegrityError
+from psycopg import Error, IntegrityError
+from psycopg.errors import LockNotAvailable
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -73,7 +74,10 @@ class Request:
 
 
 class Batch:
-    """Requests in one transaction. `first` to `last` are the numbers of what they have changed."""
+    """Requests in one transaction. `first` to `last` are the numbers of what they have changed.
+
+    A `patient` one waits for what other relays have locked.
+    """
 
     __slots__ = (
         "executed",
@@ -82,16 +86,20 @@ class Batch:
         "lane",
         "last",
         "numbers",
+        "patient",
         "requests",
         "rows",
         "since",
         "spoiled",
     )
 
-    def __init__(self, lane: LaneThread, requests: list[Request], since: float) -> None:
+    def __init__(
+        self, lane: LaneThread, requests: list[Request], since: float, patient: bool
+    ) -> None:
         self.lane = lane
         self.requests = requests
         self.since = since
+        self.patient = patient
         self.keys = {key for request in requests for key in request.keys}
         self.numbers: set[int] = set()
         self.rows: Rows | None = None
@@ -121,8 +129,11 @@ class Steps(Protocol):
     def query(self, requests: Sequence[Request]) -> Query:
         """What these requests look at."""
 
-    def begin(self, query: Query, found: Found) -> set[int]:
-        """Takes up what was found; the numbers of the queues that are locked."""
+    def begin(self, query: Query, found: Found) -> set[int] | None:
+        """Takes up what was found; the numbers of the queues that are locked.
+
+        None when more has to be read, since what was in memory is not there any more.
+        """
 
     def end(self) -> Rows | None:
         """What has changed since `begin`; None for nothing."""
@@ -177,6 +188,7 @@ class Admission:
         self._spoiled: list[tuple[int, int, str]] = []
         self._committed = steps.noted
         self._trouble: str | None = None
+        self._trouble_with_writing = False
         self._not_before = 0.0
         self._results: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._starting: IDelayedCall | None = None
@@ -225,11 +237,12 @@ class Admission:
             self._launch(chosen)
 
     def _launch(self, chosen: list[Request]) -> None:
-        batch = Batch(self._free.pop(), chosen, self._seconds())
+        patient = self._is_patient(chosen[0])
+        batch = Batch(self._free.pop(), chosen, self._seconds(), patient)
         self._batches.append(batch)
         self._busy_keys |= batch.keys
         query = self._steps.query(chosen)
-        query.patient = chosen[0].attempts >= _ATTEMPTS
+        query.patient = patient
         self._submit(batch.lane, lambda: batch.lane.lane.load(query), self._loaded, batch, query)
 
     def _choose(self) -> list[Request]:
@@ -244,10 +257,13 @@ class Admission:
         }
         keys: set[Key] = set()
         most = _MOST
+        # What other relays have locked keeps half of the lanes at most.
+        patient_ones = sum(batch.patient for batch in self._batches)
+        may_be_patient = patient_ones < len(self._lanes) // 2
         for request in self._waiting:
-            patient = request.attempts >= _ATTEMPTS
+            patient = self._is_patient(request)
             if (
-                len(chosen) < (1 if patient else most)
+                len(chosen) < (int(may_be_patient) if patient else most)
                 and id(request.line) not in lines
                 and not self._is_busy(request, keys)
             ):
@@ -261,6 +277,10 @@ class Admission:
                 keys.update(request.keys)
         self._waiting = left
         return chosen
+
+    def _is_patient(self, request: Request) -> bool:
+        """Whether it is to wait for locks, if that leaves lanes for others."""
+        return request.attempts >= _ATTEMPTS and len(self._lanes) > 1
 
     def _is_busy(self, request: Request, keys: set[Key]) -> bool:
         for key in request.keys:
@@ -310,40 +330,62 @@ class Admission:
             return
         if found is None:
             assert error is not None
-            self._note_trouble(error)
-            self._not_before = self._seconds() + _RETRY
-            self._waiting[:0] = batch.requests
-            batch.requests = []
+            if not isinstance(error, LockNotAvailable):
+                self._note_trouble(error)
+                self._not_before = self._seconds() + _RETRY
+            self._wait_again(batch)
             self._finish(batch)
             return
         self._end_trouble()
         before = self._steps.noted
         try:
-            batch.numbers = self._steps.begin(query, found)
-            self._busy_numbers |= batch.numbers
-            again = self._execute(batch.requests, found)
-            batch.rows = self._steps.end()
+            numbers = self._steps.begin(query, found)
         except Exception:  # noqa: BLE001
-            # No connection is at fault, but the store.
-            self.log.failure("a transaction of the store has failed")
-            self._steps.end_badly()
-            self._do_without(batch.requests, _FAULTY)
-            batch.spoiled, batch.requests = _FAULTY, []
+            self._fail(batch)
+            return
+        if numbers is None:
+            self._wait_again(batch)
             self._leave(batch)
             return
+        batch.numbers = numbers
+        self._busy_numbers |= numbers
+        again = self._execute(batch.requests, found)
         batch.executed = True
         batch.requests = []
         if again:
             self._waiting[:0] = again
             # Not in step with the other relay, which may be in the same situation.
             self._not_before = self._seconds() + _CONTENDED * (0.5 + self._random())
+        try:
+            batch.rows = self._steps.end()
+        except Exception:  # noqa: BLE001
+            self._spoiled.append((before + 1, self._steps.noted, _FAULTY))
+            self._fail(batch)
+            return
         if batch.rows is None:
             self._leave(batch)
             return
         batch.first, batch.last = before + 1, self._steps.noted
         rows = batch.rows
+        # With those that are new.
+        batch.numbers |= rows.base.keys()
+        self._busy_numbers |= batch.numbers
         self._submit(batch.lane, lambda: batch.lane.lane.write(rows), self._written, batch)
         self._start_later()
+
+    def _fail(self, batch: Batch) -> None:
+        """Ends a transaction that has failed by no fault of a connection, but of the store."""
+        self.log.failure("a transaction of the store has failed")
+        self._steps.end_badly()
+        batch.spoiled = _FAULTY
+        requests, batch.requests = batch.requests, []
+        self._do_without(requests, _FAULTY)
+        self._leave(batch)
+
+    def _wait_again(self, batch: Batch) -> None:
+        """Puts what is in a batch back to where it came from."""
+        self._waiting[:0] = batch.requests
+        batch.requests = []
 
     def _execute(self, requests: Sequence[Request], found: Found) -> list[Request]:
         """Does the work of those of which nothing is locked by others; the rest."""
@@ -380,11 +422,13 @@ class Admission:
 
     def _written(self, result: None, error: Exception | None, batch: Batch) -> None:
         if error is None:
-            self._end_trouble()
+            self._end_trouble(by_writing=True)
             self._finish(batch)
             return
         hopeless = isinstance(error, (ConflictError, IntegrityError))
         if not hopeless:
+            # The database may answer everything else.
+            self._trouble_with_writing = isinstance(error, Error) and error.sqlstate is not None
             self._note_trouble(error)
         if hopeless or self._seconds() - batch.since >= self._patience:
             reason = failure_reason(error) if not hopeless else "another relay was faster"
@@ -428,9 +472,10 @@ class Admission:
             self._trouble = reason
             self.log.error("the store: {reason}; it is tried again and again", reason=reason)
 
-    def _end_trouble(self) -> None:
-        if self._trouble is not None:
+    def _end_trouble(self, *, by_writing: bool = False) -> None:
+        if self._trouble is not None and (by_writing or not self._trouble_with_writing):
             self._trouble = None
+            self._trouble_with_writing = False
             self.log.info("the store: the database answers again")
 
     def _watch(self) -> None:
@@ -438,17 +483,14 @@ class Admission:
         self._watching = None
         before = self._seconds() - self._patience
         reason = self._trouble or _SLOW
-        if self._waiting and self._waiting[0].since <= before:
-            late = [each for each in self._waiting if each.since <= before]
-            self._waiting = [each for each in self._waiting if each.since > before]
+        # First what is in a batch: of each line it came earlier than what waits.
+        for batch in self._batches:
+            late, batch.requests = _parted(batch.requests, before)
             self._do_without(late, reason)
-        for batch in list(self._batches):
-            if batch.spoiled is not None or batch.since > before:
-                continue
-            self._spoil(batch, reason)
-            if not batch.executed:
-                requests, batch.requests = batch.requests, []
-                self._do_without(requests, reason)
+            if batch.spoiled is None and batch.since <= before:
+                self._spoil(batch, reason)
+        late, self._waiting = _parted(self._waiting, before)
+        self._do_without(late, reason)
         self._move()
         if (self._waiting or self._batches) and not self._stopped:
             self._watching = self._call_later(_WATCH, self._watch)
@@ -482,13 +524,12 @@ class Admission:
 
     def give_up(self, reason: str) -> None:
         """Does without the database what waits, and takes what is under way for lost."""
-        waiting, self._waiting = self._waiting, []
-        self._do_without(waiting, reason)
-        for batch in list(self._batches):
+        for batch in self._batches:
             self._spoil(batch, reason)
             requests, batch.requests = batch.requests, []
-            if not batch.executed:
-                self._do_without(requests, reason)
+            self._do_without(requests, reason)
+        waiting, self._waiting = self._waiting, []
+        self._do_without(waiting, reason)
         self._move()
 
     def stop(self, seconds: float) -> None:
@@ -498,7 +539,15 @@ class Admission:
             if timer is not None and timer.active():
                 timer.cancel()
         for lane in self._lanes:
+            lane.worker.submit(lane.lane.close)
+        for lane in self._lanes:
             lane.worker.stop(seconds)
+
+
+def _parted(requests: list[Request], before: float) -> tuple[list[Request], list[Request]]:
+    """Those of before `before`, and the others."""
+    late = [each for each in requests if each.since <= before]
+    return (late, [each for each in requests if each.since > before]) if late else (late, requests)
 
 
 def _is_locked(request: Request, found: Found) -> bool:

@@ -95,6 +95,10 @@ class SharedQueues(MemoryStore):
             queue = self._in_memory(key)
             if queue is not None:
                 messages = shared(queue)
+                # Others, of other transactions, are dropped before it.
+                self._recent.move_to_end(queue.recipient_id)
+                if queue.number in self._with_bodies:
+                    self._with_bodies.move_to_end(queue.number)
                 query.known[queue.number] = Known(messages.version, len(messages.waiting))
             elif key in self._seen:
                 query.seen.add(key)
@@ -117,6 +121,24 @@ class SharedQueues(MemoryStore):
                 query.bodies[key] = before + wanted.bodies - 1
             if wanted.expire_before is not None:
                 query.expire[key] = wanted.expire_before
+
+    def _is_current(self, query: Query, found: Found) -> bool:
+        """Whether all that was not read, since it was in memory before, is there and true still.
+
+        Other transactions may have ended meanwhile: what they used may have been dropped, and what
+        they have changed may not have been written.
+        """
+        for number, state in found.states.items():
+            if number in found.rows:
+                continue
+            queue = self._numbers.get(number)
+            if queue is None or shared(queue).version != state.version:
+                return False
+            if number not in found.messages:
+                known = query.known.get(number)
+                if known is None or len(shared(queue).waiting) < known.messages:
+                    return False
+        return True
 
     def _take_up(self, query: Query, found: Found) -> None:
         """Brings what is in memory up to date with what was found and locked."""

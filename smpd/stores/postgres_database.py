@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from typing import Any, Final
 
 import psycopg
 from psycopg import sql
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg.pq import TransactionStatus
 
 from smpd.stores.interface import StoreUnusable
 
@@ -55,16 +56,14 @@ _CLASSES: Final = {
     "57": "the database is stopping",
 }
 
-# The pool logs every attempt to connect. The store logs what matters, once.
-logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+# It logs what is left of connections that were lost. The store logs what matters, once.
+logging.getLogger("psycopg").setLevel(logging.CRITICAL)
 
 Connection = psycopg.Connection[Any]
 
 
 def failure_reason(error: Exception) -> str:
     """Why the database did not do it, in a few words without names, addresses or ids."""
-    if isinstance(error, PoolTimeout):
-        return "the database cannot be reached"
     if isinstance(error, psycopg.Error):
         state = error.sqlstate
         if state is None:
@@ -87,9 +86,52 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def configure(connection: Connection) -> None:
+class KeptConnection:
+    """One connection for one thread, made when it is needed, and again when it was lost.
+
+    Not a pool of psycopg's: that waits longer and longer between its attempts, and each of
+    the store's threads has one transaction at a time.
+    """
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+
+    def get(self) -> Connection:
+        """The connection, in no transaction. Raises `psycopg.Error`."""
+        connection = self._connection
+        if connection is not None and connection.closed:
+            connection = None
+        if connection is None:
+            connection = psycopg.connect(self._database, autocommit=True, **PARAMETERS)
+            try:
+                _configure(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return connection
+
+    def undo(self) -> None:
+        """Ends the transaction that there may be, with what was not committed undone."""
+        connection = self._connection
+        if connection is None or connection.info.transaction_status is TransactionStatus.IDLE:
+            return
+        try:
+            connection.rollback()
+        except psycopg.Error:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the connection; another one is made when it is needed again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+
+def _configure(connection: Connection) -> None:
     """Makes a connection ready for the store's statements."""
-    connection.autocommit = True
     for setting in _SETTINGS:
         connection.execute(sql.SQL(setting))
     if _shown(connection, "synchronous_commit") == "off":
@@ -106,21 +148,6 @@ def is_reckless(connection: Connection) -> bool:
 def _shown(connection: Connection, setting: str) -> str:
     row = connection.execute(f"SHOW {setting}").fetchone()
     return "" if row is None else str(row[0])
-
-
-def open_pool(database: str, size: int) -> ConnectionPool[Connection]:
-    """So many connections, which are made again when they are lost."""
-    return ConnectionPool(
-        database,
-        kwargs=PARAMETERS,
-        min_size=size,
-        max_size=size,
-        open=True,
-        configure=configure,
-        # It is asked again and again; what is behind this would wait longer each time.
-        reconnect_timeout=1.0,
-        num_workers=size,
-    )
 
 
 # -- the schema

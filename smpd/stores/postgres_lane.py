@@ -2,8 +2,8 @@
 
 A transaction locks and reads (`Lane.load`), is given what changes (`Lane.write`), or nothing
 (`Lane.leave`). Statements of one step go out together, so each step takes one or two journeys.
-Queues that somebody else has locked are not waited for. `psycopg.Error` and `PoolTimeout` are
-raised when the database does not do it; then all is undone, unless the connection was lost
+Queues that somebody else has locked are not waited for. `psycopg.Error` is raised
+when the database does not do it; then all is undone, unless the connection was lost
 while it was committed: that can be found out (`Lane.again`).
 """
 
@@ -15,10 +15,9 @@ from typing import Any, Final
 
 from psycopg import Cursor, Error
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool
 
 from smpd.stores.interface import What
-from smpd.stores.postgres_database import Connection
+from smpd.stores.postgres_database import Connection, KeptConnection
 from smpd.stores.postgres_rows import Found, Key, Query, Rows, State, columns, payloads
 from smpd.stores.rows import LINK_COLUMNS, QUEUE_COLUMNS
 
@@ -151,19 +150,15 @@ def channel(relay: int) -> str:
 
 
 class Lane:
-    """The transactions of one thread of a relay, with connections of a pool.
+    """The transactions of one thread of a relay, with a connection that is kept for it.
 
-    `relay` is the relay's number. Connections that are not to be had within `patience`
-    seconds are given up.
+    `relay` is the relay's number.
     """
 
-    def __init__(
-        self, pool: ConnectionPool[Connection], relay: int, number: int, patience: float
-    ) -> None:
-        self._pool = pool
+    def __init__(self, database: str, relay: int, number: int) -> None:
+        self._kept = KeptConnection(database)
         self._relay = relay
         self._number = number
-        self._patience = patience
         self._connection: Connection | None = None
         self._entered = False
 
@@ -221,13 +216,14 @@ class Lane:
         missed: list[Key],
     ) -> None:
         """What takes a second journey, if anything is to be read."""
-        bodies = self._bodies(query, found, stale)
         expire = {
             found.numbers[key]: before
             for key, before in query.expire.items()
             if key in found.numbers and key not in found.busy
         }
         expire = {number: at for number, at in expire.items() if found.states[number].messages}
+        # What is in memory of a queue may be what goes.
+        bodies = self._bodies(query, found, {*stale, *expire})
         notifiers = query.ids(What.NOTIFIER)
         if not (
             stale or missed or bodies or expire or notifiers or query.certificates or query.services
@@ -266,8 +262,11 @@ class Lane:
         found.services = list(_rows(cursors, "certificates"))
         found.counts = dict(_rows(cursors, "counts"))
 
-    def _bodies(self, query: Query, found: Found, stale: list[int]) -> dict[int, int]:
-        """How many messages to read, of queues of which more are wanted than are in memory."""
+    def _bodies(self, query: Query, found: Found, stale: set[int]) -> dict[int, int]:
+        """How many messages to read, of queues of which more are wanted than are in memory.
+
+        Of those that are `stale` none are.
+        """
         bodies: dict[int, int] = {}
         for key, wanted in query.bodies.items():
             number = found.numbers.get(key)
@@ -383,10 +382,18 @@ class Lane:
 
     # -- connections
 
+    def prepare(self) -> None:
+        """Connects, so that this is done when there is work; what fails is tried again then."""
+        with suppress(Error):
+            self._kept.get()
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._kept.close()
+
     def _take(self) -> Connection:
-        self._give_back()
-        connection = self._pool.getconn(timeout=self._patience)
-        self._connection = connection
+        self._kept.undo()
+        connection = self._connection = self._kept.get()
         if not self._entered:
             connection.execute(
                 "INSERT INTO lane VALUES (%b::integer, %b::integer, 0) ON CONFLICT DO NOTHING",
@@ -397,13 +404,9 @@ class Lane:
         return connection
 
     def _give_back(self) -> None:
-        """Gives the connection back; what was not committed is undone."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Error):
-                if not connection.closed:
-                    connection.rollback()
-            self._pool.putconn(connection)
+        """Ends the transaction; what was not committed is undone."""
+        self._connection = None
+        self._kept.undo()
 
 
 def _rows(cursors: dict[str, Cursor[TupleRow]], name: str) -> Iterable[Any]:

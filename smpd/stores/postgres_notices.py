@@ -13,13 +13,12 @@ The kinds, each with the id of
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from threading import Thread
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import psycopg
 from twisted.logger import Logger
@@ -29,6 +28,9 @@ from smpd.stores.interface import Coming, Elsewhere, StoreError, StoreUnusable, 
 from smpd.stores.postgres_database import Connection, connect
 from smpd.stores.postgres_lane import channel
 from smpd.stores.postgres_rows import Notice, notices
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 PRESENCE: Final = 0x736D7064
 """With its number, the advisory lock that a relay holds while it runs."""
@@ -92,21 +94,31 @@ class Listener:
                     connection.close()
             except (StoreUnusable, psycopg.Error):
                 self._call_from_thread(self._lost)
-                select.select([self._there], [], [], _RETRY)
+                self._wait(self._there, seconds=_RETRY)
 
     def _listen(self, connection: Connection) -> None:
-        connection.execute("SELECT pg_advisory_lock(%s, %s)", (PRESENCE, self._relay))
+        # Shared: the database may not have noticed yet that a former connection was lost.
+        connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", (PRESENCE, self._relay))
         connection.execute(f"LISTEN {channel(self._relay)}")
         self._call_from_thread(self._found)
         libpq = connection.pgconn
         while not self._stopping:
-            select.select([connection.fileno(), self._there.fileno()], [], [])
+            self._wait(connection, self._there)
             libpq.consume_input()
             some: list[Notice] = []
             while (notify := libpq.notifies()) is not None:
                 some += notices(notify.extra.decode("ascii", "replace"))
             if some:
                 self._call_from_thread(self._noticed.noticed, some)
+
+    @staticmethod
+    def _wait(*those: FileDescriptorLike, seconds: float | None = None) -> None:
+        """Waits until one of them can be read."""
+        # `select` would not take the numbers that a busy relay's connections get.
+        with selectors.DefaultSelector() as selector:
+            for each in those:
+                selector.register(each, selectors.EVENT_READ)
+            selector.select(seconds)
 
     # -- in the reactor's thread
 
@@ -131,6 +143,9 @@ class HearingStore(Protocol):
 
     def admit(self, wanted: Sequence[Wanted], work: Callable[[], None], line: object) -> None:
         """See `smpd.stores.interface.Store`."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Does something in a moment."""
 
     def follow(self, notifier_id: bytes) -> None:
         """Remembers that there may be notifications for a subscriber here."""
@@ -184,8 +199,19 @@ class Hearing:
             self._look_at_service(elsewhere, service_id)
 
     def _look(self, wanted: Sequence[Wanted], tell: Callable[[bytes], None]) -> None:
-        # Each by itself: none has to wait for another one's queue.
-        self._store.admit(wanted, partial(_tell_all, wanted, tell), wanted)
+        # Each in a line of its own: one that is locked for long keeps no other waiting.
+        self._store.admit(wanted, partial(self._tell_all, wanted, tell), object())
+
+    def _tell_all(self, wanted: Sequence[Wanted], tell: Callable[[bytes], None]) -> None:
+        failed = []
+        for each in wanted:
+            try:
+                tell(each.entity_id)
+            except StoreError:
+                failed.append(each)
+        if failed:
+            # Nobody will tell of it again.
+            self._store.later(partial(self._look, failed, tell))
 
     def _look_at_service(self, elsewhere: Elsewhere, service_id: bytes) -> None:
         store = self._store
@@ -197,10 +223,3 @@ class Hearing:
                 elsewhere.service_taken(service_id)
 
         store.relay_of(service_id).addCallback(found)
-
-
-def _tell_all(wanted: Sequence[Wanted], tell: Callable[[bytes], None]) -> None:
-    for each in wanted:
-        # What cannot be looked at now has its turn when the store is heard again.
-        with suppress(StoreError):
-            tell(each.entity_id)

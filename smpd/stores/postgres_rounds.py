@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
-from psycopg_pool import ConnectionPool
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, Worker
-from smpd.stores.postgres_database import Connection, failure_reason
+from smpd.stores.postgres_database import Connection, KeptConnection, failure_reason
 from smpd.stores.postgres_lane import EXPIRE
 from smpd.stores.postgres_notices import PRESENCE
 
@@ -53,18 +52,16 @@ class PostgresRounds:
 
     def __init__(
         self,
-        pool: ConnectionPool[Connection],
+        database: str,
         relay: int,
         worker: Worker,
         call_from_thread: CallFromThread,
         first_number: int,
-        patience: float,
     ) -> None:
-        self._pool = pool
+        self._kept = KeptConnection(database)
         self._relay = relay
         self._worker = worker
         self._call_from_thread = call_from_thread
-        self._patience = patience
         self._next_number = first_number
         self._end = first_number + NUMBERS_AT_A_TIME
         self._more: int | None = None
@@ -194,8 +191,8 @@ class PostgresRounds:
 
         def job() -> None:
             try:
-                with self._pool.connection(timeout=self._patience) as connection:
-                    result = action(connection)
+                with self._kept.get().transaction():
+                    result = action(self._kept.get())
             except Exception as error:  # noqa: BLE001 - it is told, and done again some time
                 self._call_from_thread(self._failed, failure_reason(error))
                 result = otherwise
@@ -212,6 +209,7 @@ class PostgresRounds:
     def stop(self, seconds: float) -> None:
         """Ends the thread after what it does now."""
         self._stopped = True
+        self._worker.submit(self._kept.close)
         self._worker.stop(seconds)
 
 

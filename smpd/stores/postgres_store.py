@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from psycopg_pool import ConnectionPool
 from twisted.logger import Logger
 
 from smpd.queues import Message, Notifier, Queue, Status
@@ -26,9 +25,6 @@ from smpd.stores.interface import (
 from smpd.stores.postgres_admission import Admission, LaneThread
 from smpd.stores.postgres_cache import SharedQueues
 from smpd.stores.postgres_changes import Changes, SharedMessages, shared
-from smpd.stores.postgres_database import (
-    Connection,
-)
 from smpd.stores.postgres_notices import Hearing, Listener
 from smpd.stores.postgres_rounds import PostgresRounds
 from smpd.stores.postgres_rows import Found, Notice, Query, Rows
@@ -39,6 +35,8 @@ from txsimplex.smp.errors import BlockingInformation
 _FLUSH_TIME: Final = 5.0
 _LAST_TIME: Final = 1.0
 """Seconds that closing waits for threads, which may wait for a database that is gone."""
+_LOOK_AGAIN: Final = 1.0
+"""Seconds until something is looked at once more that may not be as it will be."""
 _STOPPING: Final = "the relay is stopping"
 
 
@@ -50,7 +48,6 @@ class PostgresStore(SharedQueues):
 
     def __init__(
         self,
-        pool: ConnectionPool[Connection],
         relay: int,
         rounds: PostgresRounds,
         lanes: Sequence[LaneThread],
@@ -64,7 +61,6 @@ class PostgresStore(SharedQueues):
         seconds: Callable[[], float],
     ) -> None:
         super().__init__(cached_queues)
-        self._pool = pool
         self._relay = relay
         self._rounds = rounds
         self._queue_count = queue_count
@@ -72,6 +68,8 @@ class PostgresStore(SharedQueues):
         self._batch = 0
         self._notified: dict[bytes, None] = {}
         self._claimed: set[bytes] = set()
+        self._claiming: list[tuple[int, bytes]] = []
+        self._call_later = call_later
         self._listener: Listener | None = None
         self._hearing = Hearing(self)
         self._closed = False
@@ -96,8 +94,10 @@ class PostgresStore(SharedQueues):
     def spoiled(self, number: int) -> str | None:
         return self._admission.spoiled(number)
 
-    def begin(self, query: Query, found: Found) -> set[int]:
+    def begin(self, query: Query, found: Found) -> set[int] | None:
         """See `smpd.stores.postgres_admission.Steps`."""
+        if not self._is_current(query, found):
+            return None
         self._changes = Changes()
         self._take_up(query, found)
         self._expired.clear()
@@ -151,6 +151,7 @@ class PostgresStore(SharedQueues):
     def moved(self, committed: int) -> None:
         """See `smpd.stores.postgres_admission.Steps`."""
         self.committed = committed
+        self._follow_claimed()
         self.on_commit()
 
     def _writable(self) -> None:
@@ -373,6 +374,10 @@ class PostgresStore(SharedQueues):
 
     # -- who has subscribers
 
+    def unsafe(self, queue: Queue) -> int:
+        # What others have changed is committed, or the queue would not be here.
+        return self.noted if queue.number in self._changes.base else 0
+
     def claim_queue(self, queue: Queue) -> None:
         self._writable()
         messages = shared(queue)
@@ -399,12 +404,29 @@ class PostgresStore(SharedQueues):
         if self._found_notifications.get(notifier_id):
             self._notified[notifier_id] = None
 
-    def claim_service(self, service_id: bytes) -> None:
+    def claim_service(self, service_id: bytes, *, newly: bool) -> None:
         self._writable()
-        if service_id not in self._claimed:
+        if newly or service_id not in self._claimed:
             self._note()
             self._claimed.add(service_id)
             self._changes.claims.add(service_id)
+            self._claiming.append((self.noted, service_id))
+
+    def _follow_claimed(self) -> None:
+        """Looks what waits for services that other relays know to be here by now."""
+        claiming, self._claiming = self._claiming, []
+        for number, service_id in claiming:
+            if number > self.committed:
+                self._claiming.append((number, service_id))
+            elif self.spoiled(number) is not None:
+                self._claimed.discard(service_id)
+            else:
+                self._follow_service(service_id)
+                # Who has just not seen it yet has told nobody.
+                self._call_later(_LOOK_AGAIN, self._follow_service, service_id)
+
+    def _follow_service(self, service_id: bytes) -> None:
+        if service_id in self._claimed:
             self._rounds.notifiers_of(service_id).addCallback(self._follow_all)
 
     def _follow_all(self, notifier_ids: Sequence[bytes]) -> None:
@@ -449,6 +471,15 @@ class PostgresStore(SharedQueues):
         """Remembers that there may be notifications for a subscriber here."""
         self._notified[notifier_id] = None
 
+    def later(self, call: Callable[[], None]) -> None:
+        """Does something in a moment, unless the store is closed by then."""
+
+        def then() -> None:
+            if not self._closed:
+                call()
+
+        self._call_later(_LOOK_AGAIN, then)
+
     def unclaim(self, service_id: bytes) -> None:
         """Forgets that a service has its connection here; it may be claimed again."""
         self._claimed.discard(service_id)
@@ -483,4 +514,3 @@ class PostgresStore(SharedQueues):
             self._listener.stop(_LAST_TIME)
         self._admission.stop(_LAST_TIME)
         self._rounds.stop(_LAST_TIME)
-        self._pool.close(_LAST_TIME)

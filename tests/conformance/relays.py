@@ -95,7 +95,7 @@ class ConfiguredRelay:
     """A relay's identity and settings in `directory`, which must be empty, and its address.
 
     `settings` are added to `REFERENCE_TEST_SETTINGS`. A relay whose store is in PostgreSQL
-    gets a database of its own, and keeps it.
+    gets a database of its own, and keeps it, unless `store.database` says which one it has.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ConfiguredRelay:
             "server.hosts": "127.0.0.1",
         }
         made = self._database is not None
-        if self.settings["store.kind"] == "postgres":
+        if self.settings["store.kind"] == "postgres" and "store.database" not in self.settings:
             self._database = self._database or postgres.server().database()
             places["store.database"] = self._database
         path = self._directory / "smpd.ini"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
+from smpd.stores.interface import Wanted, What
 from tests.conformance.clients import (
     Connection,
     Queue,
@@ -78,6 +79,16 @@ def relay(operated: OperatedRelay, connections: list[Connection]) -> Relay:
     return Relay(operated, connections)
 
 
+def admitted(operated: OperatedRelay, queue: Queue, work: Callable[[], bool]) -> bool:
+    """What `work` gives, when the relay's store has admitted it to the queue and it is safe."""
+    store = operated.service.relay.store
+    results: list[bool] = []
+    wanted = [Wanted(What.SENDER, queue.sender_id)]
+    store.admit(wanted, lambda: results.append(work()), operated)
+    store.flush()
+    return results == [True]
+
+
 Block = Callable[..., None]
 
 
@@ -86,7 +97,8 @@ def block(operated: OperatedRelay) -> Block:
     """Blocks a queue, as the operator can."""
 
     def block(queue: Queue, information: BlockingInformation = CONTENT) -> None:
-        assert operated.service.relay.block_queue(queue.sender_id, information)
+        relay = operated.service.relay
+        assert admitted(operated, queue, lambda: relay.block_queue(queue.sender_id, information))
 
     return block
 
@@ -99,7 +111,8 @@ def unblock(operated: OperatedRelay) -> Unblock:
     """Activates a blocked queue."""
 
     def unblock(queue: Queue) -> None:
-        assert operated.service.relay.unblock_queue(queue.sender_id)
+        relay = operated.service.relay
+        assert admitted(operated, queue, lambda: relay.unblock_queue(queue.sender_id))
 
     return unblock
 

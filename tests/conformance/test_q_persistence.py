@@ -43,6 +43,7 @@ from tests.conformance.notifiers import Notifier, make_notifier, next_notificati
 from tests.conformance.numbers import conforms
 from tests.conformance.operated import OperatedRelay
 from tests.conformance.relays import STORE, RelayProcess, Settings
+from tests.smpd.stores.postgres_stores import new_database
 from txsimplex.client.smp import SMPClient
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.bodies import QuotaBody
@@ -336,6 +337,8 @@ async def test_146_what_is_old_at_the_start(
     """Long before the first round, and without a SEND that would look for old messages."""
     late = {"queues.expiry_interval": 7200, "notifications.expiry_interval": 7200}
     settings = {**way.settings, "queues.message_ttl": TTL, "notifications.ttl": TTL, **late}
+    if way.settings["store.kind"] == "postgres":
+        settings["store.database"] = new_database()
     async with operated(tmp_path, settings, connections) as (relay, counters):
         recipient = await relay.connect()
         queue = await make_queue(recipient)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smpd.stores.interface import Store
 from tests.smpd.people import Person, Recipient, expect, new_queue, new_relay, random
 from txsimplex.smp import commands as c, errors, messages as m
 
@@ -28,6 +29,49 @@ def end_events(person: Person) -> list[bytes]:
         assert message == m.End()
         ended.append(entity_id)
     return ended
+
+
+# -- another relay on the same store has taken the subscription, and nothing was heard of it yet
+
+
+def take_all(patch: pytest.MonkeyPatch, store: Store) -> None:
+    """Another relay has the subscribers of all queues."""
+    patch.setattr(store, "shared", True)
+    patch.setattr(store, "is_ours", lambda queue: False)
+
+
+def test_an_ack_is_refused_when_another_relay_has_the_queue(
+    recipient: Recipient, sender: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """§5.2: from the moment of the other's SUB on."""
+    recipient.send(sender)
+    message = recipient.event()
+    with monkeypatch.context() as patched:
+        take_all(patched, recipient.person.relay.store)
+        assert recipient.ask(c.Ack(message.msg_id)) == errors.NO_MSG
+    assert recipient.information()["qiSize"] == 1
+    assert end_events(recipient.person) == [recipient.recipient_id]
+
+
+def test_nothing_is_delivered_when_another_relay_has_the_queue(
+    recipient: Recipient, sender: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        take_all(patched, recipient.person.relay.store)
+        recipient.send(sender)
+        assert end_events(recipient.person) == [recipient.recipient_id]
+    assert expect(recipient.ask(c.Sub()), m.Sok) is not None
+    assert recipient.body(recipient.event())
+
+
+def test_who_asks_with_get_has_no_subscription_to_lose(
+    sender: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipient = new_queue(Person(sender.relay), subscribe=False)
+    recipient.send(sender)
+    take_all(monkeypatch, sender.relay.store)
+    message = expect(recipient.ask(c.Get()), m.Msg)
+    assert recipient.ask(c.Ack(message.msg_id)) == m.Ok()
 
 
 # -- ACK

@@ -47,15 +47,20 @@ class PostgresStores:
         self._opened: list[PostgresStore] = []
         self._database: str | None = None
 
+    @property
+    def database(self) -> str:
+        """The database that is used again and again."""
+        if self._database is None:
+            self._database = new_database()
+        return self._database
+
     def emptied(self) -> str:
         """A database that is used again and again, with nothing in it."""
         self.close_all()
-        if self._database is None:
-            self._database = new_database()
-        with psycopg.connect(self._database, autocommit=True) as connection:
+        with psycopg.connect(self.database, autocommit=True) as connection:
             connection.execute("SET search_path = smpd")
             connection.execute(f"TRUNCATE {TABLES}")
-        return self._database
+        return self.database
 
     def open(
         self,
