@@ -13,7 +13,9 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from smpd.authorization import check_service
 from smpd.peers import Opened, Outlet, Peer, PeerService
+from smpd.proxy import ROUTED, Proxy
 from smpd.relay import Item, Outcome, Relay
 from smpd.stores.interface import RoleMismatch, StoreError, Wanted, What
 from txsimplex.smp import errors
@@ -86,6 +88,10 @@ class Conversation:
         `then` is called with them when they are carried out.
         """
         commands = self._relay.open_forwarded(self.peer, items)
+        if self._conversations.proxy is not None:
+            commands = self._route(self._conversations.proxy, commands)
+            if not commands:
+                return
         if self._relay.store.shared:
             wanted = self._relay.lookups(self.peer, commands)
             if self._asked or wanted is not None:
@@ -94,6 +100,29 @@ class Conversation:
         self._carry_out(commands)
         if then is not None:
             then(items)
+
+    def _route(self, proxy: Proxy, commands: Sequence[Item]) -> Sequence[Item]:
+        """Gives the proxy what it answers; what is left."""
+        for item in commands:
+            if type(item) is Transmission and type(item.command) in ROUTED:
+                break
+        else:
+            return commands
+        left: list[Item] = []
+        for item in commands:
+            if type(item) is not Transmission or type(item.command) not in ROUTED:
+                left.append(item)
+                continue
+            error = check_service(self.peer, item)
+            if error is None:
+                proxy.take(self, item)
+            else:
+                left.append(Refused(item.header, error))
+        return left
+
+    def reply(self, header: bytes, message: bytes) -> None:
+        """Answers a command that the proxy was given."""
+        self._line.send((self.peer.framing.answer(header, message),))
 
     def _ask(self, wanted: Sequence[Wanted], carry_out: Callable[[], None]) -> None:
         """Has a block carried out when the store admits it, and all later ones after it."""
@@ -147,6 +176,8 @@ class Conversation:
 
     def _leave(self) -> None:
         self._end_hold()
+        if self._conversations.proxy is not None:
+            self._conversations.proxy.leave(self)
         self._relay.leave(self.peer)
         self._conversations.ended(self)
 
@@ -269,10 +300,18 @@ class Conversations:
     """All connections of a relay, and the answers that wait for its store.
 
     `store_time`: seconds that answers wait for a store that fails, before they become errors.
+    `proxy` is None when the relay is no proxy.
     """
 
-    def __init__(self, relay: Relay, reactor: IReactorTime, store_time: float = 5.0) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        reactor: IReactorTime,
+        store_time: float = 5.0,
+        proxy: Proxy | None = None,
+    ) -> None:
         self.relay = relay
+        self.proxy = proxy
         self.now = reactor.seconds
         self._call_later = reactor.callLater
         self._store_time = store_time
