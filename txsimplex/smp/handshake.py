@@ -344,6 +344,11 @@ class ClientHandshake:
         return key
 
 
+def shown_key(shown: ServerKey, certificate: bytes) -> PublicKey | None:
+    """The relay's session key of X25519, None if the key of its certificate has not signed it."""
+    return _verified_key(shown.signed_key, certificate, Algorithm.X25519)
+
+
 def service_id(content: bytes) -> bytes:
     """The id of the service from the content of the relay's second block (§6.3).
 
