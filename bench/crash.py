@@ -238,6 +238,7 @@ def _result(
             "relays": options.relays,
             "kills_of_all": rounds.kills_of_all,
             "database_kills": rounds.database_kills,
+            "database_down_seconds_longest": round(rounds.longest_down, 2),
         }
     return {
         "benchmark": "crash",

@@ -22,6 +22,7 @@ _WITH_RELAY: Final = 0.3
 _LONGEST_DOWN: Final = 1.0
 """The longest that the database is down, in seconds."""
 _SAY_EACH: Final = 5
+_READY_TIME: Final = 60.0
 _RUN_TIME: Final = 60.0
 _DRAIN_TIME: Final = 120.0
 _ENDS: Final = {("delivery", "end_interval"): "0.5"}
@@ -45,6 +46,7 @@ class RelayRounds:
         self.early_kills = 0
         self.kills_of_all = 0
         self.database_kills = 0
+        self.longest_down = 0.0
         self.load_seconds = 0.0
         self.start_seconds: list[float] = []
         self.complaints: list[str] = []
@@ -85,6 +87,7 @@ class RelayRounds:
         return counts
 
     def _kill_database(self) -> dict[str, Any]:
+        began = time.monotonic()
         self._database.kill()
         self.kills += 1
         self.database_kills += 1
@@ -94,6 +97,7 @@ class RelayRounds:
         counts = self._tell(hit, database=True)
         time.sleep(random.uniform(0, _LONGEST_DOWN))
         self._database.start()
+        self.longest_down = max(self.longest_down, time.monotonic() - began)
         self._worker.ask("database_returned")
         self._start(hit)
         return counts
@@ -120,7 +124,7 @@ class RelayRounds:
                 self.early_kills += 1
                 self._relays[number].launch()
         for number in numbers:
-            server = self._relays[number].ready()
+            server = self._relays[number].ready(_READY_TIME)
             self.start_seconds.append(time.monotonic() - began)
             self._worker.ask(
                 "returned",

@@ -15,7 +15,7 @@ from bench.running import (
     children,
     cpu_seconds,
     cpu_seconds_of_ended_children,
-    written_bytes,
+    given_to_write,
 )
 
 if TYPE_CHECKING:
@@ -60,12 +60,16 @@ def database_cpu_seconds(server: PostgresServer) -> float:
 
 
 def database_written_bytes(server: PostgresServer) -> int:
-    """How many bytes its processes have had written to disks, as `written_bytes` counts them.
+    """How many bytes its processes have written to files so far.
+
+    Those are pages of 8 KiB of tables and of its log of changes, and the zeros that new files
+    begin with. They are counted as they are given to the kernel: the kernel's count of what goes to
+    the disk has far more where it keeps large files in large pieces (`written_bytes`).
 
     The kernel adds what a process has written to what its parent has, once that has asked how
     it ended: so nothing is missed of connections that were closed and of helpers that come and go.
     """
-    return int(_of_all(server.pid, written_bytes))
+    return int(_of_all(server.pid, given_to_write))
 
 
 def _of_all(pid: int, use: Callable[[int], float]) -> float:

@@ -2,7 +2,7 @@
 
 The same load on relays with different stores, in turn: messages that are acknowledged
 at once, as fast as it goes and then at half of that rate, and messages that nobody
-takes, at the same half rate.
+takes, at the same half rate. What a database server uses is counted apart from the relay.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.database_server import (
+    database_cpu_seconds,
+    database_written_bytes,
+    why_unavailable,
+)
 from bench.options import allow_many_files, finish, parse, positive, run_benchmark, versions
 from bench.percentiles import Durations, merged
 from bench.running import Cores, say
@@ -35,16 +40,37 @@ _QUIET_STEPS = 2
 _HALF_LOAD_WARM_UP = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What processes have used: of the relay, and of its database's server if it has one."""
+
+    relay: float
+    database: float = 0.0
+
+    @property
+    def both(self) -> float:
+        """Together."""
+        return self.relay + self.database
+
+    def since(self, before: Use) -> Use:
+        """What was used since then."""
+        return Use(self.relay - before.relay, self.database - before.database)
+
+    def times(self, factor: float) -> Use:
+        """A part of it."""
+        return Use(self.relay * factor, self.database * factor)
+
+
 @dataclass
 class Phase:
-    """One measurement."""
+    """One measurement; `cpu` in seconds, `written` in bytes."""
 
     messages: int
     seconds: float
-    cpu: float
+    cpu: Use
     ok: Durations
     core_speed: float | None
-    written: int
+    written: Use
     late: int
 
     @property
@@ -55,12 +81,17 @@ class Phase:
     @property
     def per_cpu_second(self) -> float:
         """Messages in a second of the relay's processor time."""
-        return self.messages / self.cpu
+        return self.messages / self.cpu.relay
+
+    @property
+    def per_cpu_second_together(self) -> float:
+        """Messages in a second of processor time of the relay and its database's server."""
+        return self.messages / self.cpu.both
 
     @property
     def written_per_message(self) -> float:
-        """Bytes written to disk for each message."""
-        return self.written / max(1, self.messages)
+        """Bytes written to disk for each message, by all."""
+        return self.written.both / max(1, self.messages)
 
 
 @dataclass
@@ -73,6 +104,20 @@ class Measured:
     half: Phase | None = None
     waiting: Phase | None = None
     faults: list[str] = field(default_factory=list)
+
+    def cpu_seconds(self) -> Use:
+        """User and system time used so far, in seconds."""
+        database = self.server.database
+        return Use(
+            self.server.cpu_seconds(), 0.0 if database is None else database_cpu_seconds(database)
+        )
+
+    def written_bytes(self) -> Use:
+        """How many bytes were written to disks so far."""
+        database = self.server.database
+        return Use(
+            self.server.written_bytes(), 0 if database is None else database_written_bytes(database)
+        )
 
     @property
     def load(self) -> Phase:
@@ -95,9 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stores",
         type=_stores,
-        default=list(STORES),
         metavar="STORE,STORE",
-        help=f"default: {','.join(STORES)}",
+        help=f"default: {','.join(STORES)}, the last if PostgreSQL's programs are there",
     )
     parser.add_argument("--version", type=versions, default=[18], metavar="V", help="default: 18")
     parser.add_argument("--connections", type=positive, default=200, help="default: 200")
@@ -172,7 +216,7 @@ class _Load:
     def half(self, measured: Measured, *, taken: bool) -> Phase:
         """Half as many messages; without `taken`, they stay in their queues."""
         self._connect(measured.server, taken=taken)
-        before = _settled(measured.server)
+        before = _settled(measured)
         rate = measured.half_rate / len(self._workers.workers)
         self._workers.ask("mark")
         self._workers.ask("pace", [{"rate": rate}] * len(self._workers.workers))
@@ -180,9 +224,9 @@ class _Load:
         phase = self._measure(measured, self._options.half_load_seconds)
         last = self._drain(measured)
         # All that was written belongs to all messages, also to those of the warming up.
-        written = _settled(measured.server) - before
-        phase.written = round(
-            written * phase.messages / max(1, first.messages + phase.messages + last)
+        written = _settled(measured).since(before)
+        phase.written = written.times(
+            phase.messages / max(1, first.messages + phase.messages + last)
         )
         self._workers.ask("disconnect", timeout=120)
         return phase
@@ -210,11 +254,9 @@ class _Load:
     def _measure(self, measured: Measured, seconds: float) -> Phase:
         self._workers.ask("mark")
         self._speed.ask("mark")
-        server = measured.server
-        began, cpu = time.monotonic(), server.cpu_seconds()
-        written = server.written_bytes()
+        began, cpu, written = time.monotonic(), measured.cpu_seconds(), measured.written_bytes()
         time.sleep(seconds)
-        passed, cpu = time.monotonic() - began, server.cpu_seconds() - cpu
+        passed, cpu = time.monotonic() - began, measured.cpu_seconds().since(cpu)
         (core_speed,) = self._speed.ask("mark")
         marks = self._workers.ask("mark")
         phase = Phase(
@@ -223,10 +265,10 @@ class _Load:
             cpu,
             merged(mark["ok_latency"] for mark in marks),
             core_speed,
-            written=server.written_bytes() - written,
+            written=measured.written_bytes().since(written),
             late=sum(mark["late"] for mark in marks),
         )
-        if not phase.messages or not cpu:
+        if not phase.messages or not cpu.relay:
             measured.faults.append("no message was carried")
         return phase
 
@@ -245,13 +287,16 @@ _WAITING_WINDOW = 4
 """Messages under way for each sender when each OK has to wait for the disk."""
 
 
-def _settled(server: Server) -> int:
+def _settled(measured: Measured) -> Use:
     """The bytes written when no more are being written."""
-    written = server.written_bytes()
+    if measured.server.database is not None:
+        # What is only in its memory belongs to the messages before, too.
+        measured.server.database.checkpoint()
+    written = measured.written_bytes()
     quiet = 0
     for _ in range(_SETTLE_STEPS):
         time.sleep(_SETTLE_STEP)
-        now = server.written_bytes()
+        now = measured.written_bytes()
         quiet = quiet + 1 if now == written else 0
         written = now
         if quiet >= _QUIET_STEPS:
@@ -259,12 +304,20 @@ def _settled(server: Server) -> int:
     return written
 
 
+def _possible_stores() -> list[str]:
+    reason = why_unavailable()
+    if reason is None:
+        return list(STORES)
+    say(f"without the postgres store: {reason}")
+    return [store for store in STORES if store != "postgres"]
+
+
 def _benchmark(options: argparse.Namespace) -> int:
     allow_many_files()
     cores = Cores(not options.no_pin)
     with ExitStack() as stack:
         all_measured = []
-        for store in options.stores:
+        for store in options.stores or _possible_stores():
             say(f"starting an smpd with the {store} store")
             relay = stack.enter_context(
                 Installation(cores, store=store, parent=options.directory, settings=_QUOTA)
@@ -309,6 +362,8 @@ def _report(
             text += f"  {_latency(waiting):>23}  {waiting.per_cpu_second:9.0f}"
             text += f"  {waiting.written_per_message:7.0f}"
         print(text)
+        if measured.server.database is not None:
+            print(f"{'':8} {_of_database(measured)}")
         for fault in measured.faults:
             print(f"  FAULT: {fault}")
     first, *others = all_measured
@@ -318,6 +373,23 @@ def _report(
     if options.json:
         print(json.dumps(_result(all_measured, options, cores, size)))
     sys.stdout.flush()
+
+
+def _of_database(measured: Measured) -> str:
+    load = measured.load
+    text = (
+        f"with the database's server: {load.per_cpu_second_together:.0f} messages per CPU-second, "
+        f"{1e6 * load.cpu.relay / load.messages:.0f} + "
+        f"{1e6 * load.cpu.database / load.messages:.0f} µs a message"
+    )
+    if measured.waiting is not None:
+        waiting = measured.waiting
+        relay, database = (
+            used / max(1, waiting.messages)
+            for used in (waiting.written.relay, waiting.written.database)
+        )
+        text += f"; waiting: {relay:.0f} + {database:.0f} bytes written"
+    return text
 
 
 def _latency(phase: Phase) -> str:
@@ -359,6 +431,8 @@ def _figures(measured: Measured) -> dict[str, Any]:
             "messages_per_cpu_second_waiting": round(waiting.per_cpu_second, 1),
             "late": half.late + waiting.late,
         }
+    if measured.server.database is not None:
+        figures |= _figures_of_database(measured)
     figures["runs"] = [
         {
             "messages_per_cpu_second": round(each.per_cpu_second, 1),
@@ -368,6 +442,25 @@ def _figures(measured: Measured) -> dict[str, Any]:
         for each in measured.loads
     ]
     figures["faults"] = measured.faults
+    return figures
+
+
+def _figures_of_database(measured: Measured) -> dict[str, Any]:
+    load = measured.load
+    figures = {
+        "messages_per_cpu_second_together": round(load.per_cpu_second_together, 1),
+        "relay_cpu_us_per_message": round(1e6 * load.cpu.relay / load.messages, 1),
+        "database_cpu_us_per_message": round(1e6 * load.cpu.database / load.messages, 1),
+    }
+    for name, phase in (("", measured.waiting), ("_at_once", measured.half)):
+        if phase is not None:
+            count = max(1, phase.messages)
+            figures |= {
+                f"relay_bytes_written_per_message{name}": round(phase.written.relay / count, 1),
+                f"database_bytes_written_per_message{name}": round(
+                    phase.written.database / count, 1
+                ),
+            }
     return figures
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from twisted.internet.task import Clock
 
@@ -21,6 +22,7 @@ _CACHED = 1000
 """Queues that are kept in memory while filling."""
 _TOGETHER = 5000
 """Queues and messages in one commit."""
+_QUOTA = 128
 _SECRET_SIZE = 32
 
 
@@ -33,8 +35,47 @@ class FilledQueue:
     body: bytes
 
 
+class Filler(Protocol):
+    """A store that is being filled."""
+
+    def add(self, queue: Queue, message: Message | None) -> None:
+        """Adds a queue, with a message if there is one."""
+
+    def commit(self) -> None:
+        """Writes what was added since the last time."""
+
+    def close(self) -> None:
+        """Writes all of it, and ends."""
+
+
+class SqliteFiller:
+    """Fills a SQLite store, by what the relay calls."""
+
+    def __init__(self, directory: Path) -> None:
+        self._clock = Clock()
+        self._store = open_sqlite(
+            directory,
+            call_later=self._clock.callLater,
+            call_from_thread=lambda call, *arguments: call(*arguments),
+            commit_interval=_COMMIT_INTERVAL,
+            cached_queues=_CACHED,
+            worker=InPlace(),
+        )
+
+    def add(self, queue: Queue, message: Message | None) -> None:
+        self._store.add(queue)
+        if message is not None:
+            self._store.write(queue, message, _QUOTA)
+
+    def commit(self) -> None:
+        self._clock.advance(_COMMIT_INTERVAL)
+
+    def close(self) -> None:
+        self._store.close()
+
+
 def fill(
-    directory: Path,
+    store: Filler,
     *,
     queues: int,
     messages: int,
@@ -43,22 +84,13 @@ def fill(
     key: PrivateKey,
     progress: Callable[[int], object],
 ) -> list[FilledQueue]:
-    """Makes a SQLite store with so many `queues`, and one message in each of the first `messages`.
+    """Fills a store with so many `queues`, and one message in each of the first `messages`.
 
     All are secured messaging queues with the recipient's key `key`, since to make a
     million takes long and one is read like another; ids, secrets and bodies are random.
     Tells `progress` how many there are now and then, and returns `keep` of the queues
-    with messages, spread evenly.
+    with messages, spread evenly. Closes the store.
     """
-    clock = Clock()
-    store = open_sqlite(
-        directory,
-        call_later=clock.callLater,
-        call_from_thread=lambda call, *arguments: call(*arguments),
-        commit_interval=_COMMIT_INTERVAL,
-        cached_queues=_CACHED,
-        worker=InPlace(),
-    )
     sender_key = PrivateKey.generate(Algorithm.X25519, os.urandom).public
     now = int(time.time())
     kept: list[FilledQueue] = []
@@ -74,14 +106,15 @@ def fill(
                 sender_key,
                 used_on=day_of(now),
             )
-            store.add(queue)
+            message = None
             if number < messages:
                 body = os.urandom(body_size)
-                store.write(queue, Message(os.urandom(ID_SIZE), now, False, body), 128)
+                message = Message(os.urandom(ID_SIZE), now, False, body)
                 if number % step == 0 and len(kept) < keep:
                     kept.append(FilledQueue(queue.recipient_id, queue.secret, body))
+            store.add(queue, message)
             if number % _TOGETHER == _TOGETHER - 1:
-                clock.advance(_COMMIT_INTERVAL)
+                store.commit()
                 progress(number + 1)
     finally:
         store.close()

@@ -271,6 +271,11 @@ class PostgresServer:
         """Removes a database that `database` has made, and cuts off who is connected to it."""
         self._administrate("DROP DATABASE {} WITH (FORCE)", urlsplit(dsn).path[1:])
 
+    def checkpoint(self) -> None:
+        """Has everything written that is only in its memory and its log of changes."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+
     def _dsn(self, role: str, database: str, *, by_socket: bool = False) -> str:
         login = f"{role}:{self._passwords[role]}"
         if by_socket:

@@ -17,8 +17,10 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
+from bench.database_server import database_cpu_seconds, own_database_server
 from bench.options import allow_many_files, finish, parse, positive, run_benchmark, versions
 from bench.running import Cores, cpu_seconds, say
 from bench.server import STORES, Installation, Server
@@ -36,10 +38,14 @@ _QUICK: Final = {
 
 @dataclass
 class Share:
-    """Processor time for one message, in seconds: of the core, and of all edges together."""
+    """Processor time for one message, in seconds: of the core, and of all edges together.
+
+    That of the store's database server is not counted: it can be on another machine.
+    """
 
     core: float
     edges: float
+    database: float = 0.0
 
     @property
     def whole(self) -> float:
@@ -63,6 +69,7 @@ class Measured:
         return Share(
             statistics.median(turn.core for turn in self.turns),
             statistics.median(turn.edges for turn in self.turns),
+            statistics.median(turn.database for turn in self.turns),
         )
 
     def on_cores(self, cores: int) -> float:
@@ -95,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         "default: 1,2,4",
     )
     parser.add_argument("--store", choices=STORES, default="memory", help="default: memory")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where stores are made, in temporary directories; default: the system's",
+    )
     parser.add_argument("--version", type=versions, default=[18], metavar="V", help="default: 18")
     parser.add_argument("--connections", type=positive, default=200, help="default: 200")
     parser.add_argument("--size", type=positive, help="bytes of a body; default: the most allowed")
@@ -139,10 +151,21 @@ def _benchmark(options: argparse.Namespace) -> int:
     cores = Cores(not options.no_pin)
     with ExitStack() as stack:
         all_measured = []
+        database_server = None
+        if options.store == "postgres":
+            database_server = stack.enter_context(own_database_server(cores, options.directory))
         for number in options.processes:
             say(f"starting an smpd with processes = {number}")
             settings = {("server", "processes"): str(number)}
-            relay = stack.enter_context(Installation(cores, store=options.store, settings=settings))
+            relay = stack.enter_context(
+                Installation(
+                    cores,
+                    store=options.store,
+                    parent=options.directory,
+                    settings=settings,
+                    database_server=database_server,
+                )
+            )
             relay.launch()
             all_measured.append(Measured(number, relay.ready()))
         count = len(cores.generators) if cores.pinned else 1
@@ -162,9 +185,11 @@ def _measure(measured: Measured, workers: Workers, options: argparse.Namespace) 
     workers.ask("start")
     time.sleep(options.warm_up)
     workers.ask("mark")
+    of_database = _database_cpu_seconds(server)
     before = [cpu_seconds(pid) for pid in server.pids]
     time.sleep(options.seconds)
     after = [cpu_seconds(pid) for pid in server.pids]
+    of_database = _database_cpu_seconds(server) - of_database
     messages = sum(mark["messages"] for mark in workers.ask("mark"))
     for result in workers.ask("drain"):
         measured.faults += result["faults"]
@@ -174,7 +199,12 @@ def _measure(measured: Measured, workers: Workers, options: argparse.Namespace) 
         return
     core, *edges = (last - first for first, last in zip(before, after, strict=True))
     measured.messages += messages
-    measured.turns.append(Share(core / messages, sum(edges) / messages))
+    measured.turns.append(Share(core / messages, sum(edges) / messages, of_database / messages))
+
+
+def _database_cpu_seconds(server: Server) -> float:
+    # The others have nothing to do meanwhile.
+    return 0.0 if server.database is None else database_cpu_seconds(server.database)
 
 
 def _connect(server: Server, workers: Workers, options: argparse.Namespace) -> None:
@@ -213,6 +243,8 @@ def _report(all_measured: Sequence[Measured], options: argparse.Namespace, cores
                 f"{measured.processes:9}  {1 / share.whole:9.0f}  {1e6 * share.core:7.0f}"
                 f"  {1e6 * share.edges:8.0f}   {rates:>31}   {measured.gain_over(first, 2):.2f}"
             )
+            if share.database:
+                print(f"{'':9}  and the database's server {1e6 * share.database:.0f} µs")
         for fault in measured.faults:
             print(f"  FAULT: {fault}")
     print(
@@ -238,6 +270,7 @@ def _result(
             "messages_per_cpu_second": round(1 / share.whole, 1),
             "core_us_per_message": round(1e6 * share.core, 1),
             "edges_us_per_message": round(1e6 * share.edges, 1),
+            "database_us_per_message": round(1e6 * share.database, 1),
             "messages_per_second_on_cores": {
                 str(number): round(measured.on_cores(number), 1) for number in (1, 2, 4, 8)
             },

@@ -51,6 +51,8 @@ _PATIENCE: Final = 10.0
 """Seconds in which a message has to come to its subscriber, and an END to who was one."""
 _WATCH_INTERVAL: Final = 0.5
 _RETRY: Final = 0.2
+_LEFT_TIME: Final = 5.0
+"""Seconds that a queue waits for a connection that is not subscribed to it."""
 _DRAIN_TIME: Final = 60.0
 
 
@@ -81,6 +83,8 @@ class _SharedQueue:
         self.owed_since: float | None = None
         """Since when there ought to be one."""
         self.moving = False
+        self.left: list[_Connection] = []
+        """Where it was subscribed to, and END has not come."""
         self.marker_acks = 0
         self.deleted = False
 
@@ -209,14 +213,32 @@ class RelaysWorker:
             if connection in connections:
                 connections.remove(connection)
 
-    async def _other(
-        self, connections: list[_Connection], than: _Connection | None = None
-    ) -> _Connection:
-        """Any of them, but not the same one again, as soon as there is one."""
+    async def _any(self, connections: list[_Connection]) -> _Connection:
+        """Any of them, as soon as there is one."""
         while True:
-            there = [each for each in connections if each is not than and each.client.connected]
+            there = [each for each in connections if each.client.connected]
             if there:
                 return random.choice(there)
+            await sleep(STEP)
+
+    async def _another(self, queue: _SharedQueue) -> _Connection:
+        """A connection of recipients that is not subscribed to the queue, as soon as there is one.
+
+        On one that is, a message that has come would come once more.
+        """
+        began = time.monotonic()
+        while True:
+            queue.left = [each for each in queue.left if each.client.connected]
+            there = [
+                each
+                for each in self._recipients
+                if each.client.connected and each not in queue.left
+            ]
+            if there:
+                return random.choice(there)
+            if queue.left and time.monotonic() > began + _LEFT_TIME:
+                # No SUB elsewhere had an effect.
+                random.choice(queue.left).client.abort()
             await sleep(STEP)
 
     def _is_of_store(self, error: RelayError) -> bool:
@@ -237,7 +259,7 @@ class RelaysWorker:
                 await self._create()
 
     async def _create(self) -> None:
-        recipient = await self._other(self._recipients)
+        recipient = await self._any(self._recipients)
         try:
             busy = await created(recipient.client)
         except ENDED:
@@ -258,7 +280,7 @@ class RelaysWorker:
         queue.busy.habit = HABITS[0] if self._draining else random.choice(HABITS)
 
     async def _delete(self, queue: _SharedQueue) -> None:
-        connection = await self._other(self._recipients)
+        connection = await self._any(self._recipients)
         queue.deleted = True
         self._queues.pop(queue.key)
         self.ledger.delete_asked(queue.key)
@@ -278,13 +300,13 @@ class RelaysWorker:
                 await sleep(_RETRY)
             else:
                 break
-            connection = await self._other(self._recipients)
+            connection = await self._any(self._recipients)
         self.ledger.delete_answered(queue.key)
         self._gone.append(queue)
 
     async def _look_for(self, queue: _SharedQueue) -> None:
         """What was deleted must not be there."""
-        connection = await self._other(self._recipients)
+        connection = await self._any(self._recipients)
         try:
             await connection.client.subscribe(queue.key, queue.busy.key)
         except RelayError as error:
@@ -298,7 +320,7 @@ class RelaysWorker:
     async def _begin_sending(self, queue: _SharedQueue) -> None:
         busy = queue.busy
         while busy.wants_securing and not busy.secured and not queue.deleted:
-            connection = await self._other(self._recipients)
+            connection = await self._any(self._recipients)
             try:
                 await connection.client.secure(queue.key, busy.key, busy.sender_key.public)
             except ENDED:
@@ -317,7 +339,7 @@ class RelaysWorker:
     async def _sender(self, queue: _SharedQueue) -> _Connection:
         """The connection that all messages under way of a queue are sent on."""
         while queue.sender is None or not queue.sender.client.connected:
-            connection = await self._other(self._senders)
+            connection = await self._any(self._senders)
             if queue.sender is None or not queue.sender.client.connected:
                 queue.sender = connection
                 self.ledger.note(queue.key, f"sender at {connection}")
@@ -360,12 +382,12 @@ class RelaysWorker:
         while True:
             await self._stay(queue)
             former = queue.recipient
-            connection = await self._other(self._recipients, former)
+            if former is not None and former.client.connected:
+                queue.left.append(former)
+                self.moves += 1
+            connection = await self._another(queue)
             if queue.deleted:
                 return
-            if former is not None and former.client.connected:
-                former.ends[queue.key] = time.monotonic()
-                self.moves += 1
             await self._subscribe(queue, connection)
 
     async def _stay(self, queue: _SharedQueue) -> None:
@@ -386,7 +408,6 @@ class RelaysWorker:
         queue.idle_since = None
         queue.recipient = connection
         queue.marker_acks = 0
-        connection.ends.pop(queue.key, None)
         queue.busy.came = False
         self._new_habit(queue)
         self.ledger.subscribing(queue.key, str(connection))
@@ -408,6 +429,8 @@ class RelaysWorker:
         if queue.recipient is not connection or queue.deleted:
             return
         queue.subscribed = True
+        for former in queue.left:
+            former.ends.setdefault(queue.key, time.monotonic())
         if not queue.busy.came:
             # A message would have come before the answer to PING.
             self.ledger.nothing_came(queue.key)
@@ -428,10 +451,14 @@ class RelaysWorker:
         self, connection: _Connection, queue: _SharedQueue | None, key: bytes, event: End | Deld
     ) -> None:
         self.ends += 1
-        if connection.ends.pop(key, None) is not None or queue is None:
+        connection.ends.pop(key, None)
+        if queue is None:
             return
+        self.ledger.note(key, f"END at {connection}")
         if isinstance(event, Deld):
             self.ledger.wrong_answer("DELD of a queue that was not deleted", key)
+        elif connection in queue.left:
+            queue.left.remove(connection)
         elif queue.recipient is connection and queue.subscribed:
             self.ledger.wrong_answer("END to who is subscribed", key)
 

@@ -1,6 +1,6 @@
 """How a relay with very many queues starts: ``python -m bench.restart`` (bench/README.md).
 
-A SQLite store is filled, and a relay is started on it several times: the time until it
+A store on disk is filled, and a relay is started on it several times: the time until it
 answers a client about one of the queues, and its memory then and after a thousand more.
 """
 
@@ -19,10 +19,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.filling import FilledQueue, fill
+from bench.filling import FilledQueue, Filler, SqliteFiller, fill
 from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
 from bench.running import Cores, say
-from bench.server import Installation, Server, ServerFailedError
+from bench.server import STORES, Installation, Server, ServerFailedError
 from bench.workers import Worker, Workers
 from txsimplex.keys import Algorithm, PrivateKey
 
@@ -38,6 +38,12 @@ _SAY_EACH = 20
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.restart", description=__doc__)
+    parser.add_argument(
+        "--store",
+        choices=[store for store in STORES if store != "memory"],
+        default="sqlite",
+        help="default: sqlite",
+    )
     parser.add_argument("--queues", type=positive, default=1_000_000, help="default: 1,000,000")
     parser.add_argument(
         "--messages",
@@ -92,7 +98,7 @@ class _Starts:
 
     def start(self) -> Server:
         """Starts the relay with nothing of its store in the cache of files."""
-        _forget_files(self._relay.store_path)
+        _forget_files(self._relay)
         began = time.monotonic()
         self._relay.launch()
         server = self._relay.ready(_READY_TIME)
@@ -132,16 +138,19 @@ def _benchmark(options: argparse.Namespace) -> int:
     key = PrivateKey.generate(Algorithm.ED25519, os.urandom)
     result: dict[str, Any] = {
         "benchmark": "restart",
+        "store": options.store,
         "queues": options.queues,
         "messages": options.messages,
     }
     with ExitStack() as stack:
-        relay = stack.enter_context(Installation(cores, store="sqlite", parent=options.directory))
+        relay = stack.enter_context(
+            Installation(cores, store=options.store, parent=options.directory)
+        )
         began = time.monotonic()
         say(f"making {options.queues} queues and {options.messages} messages")
-        queues = _filled(relay.store_path, key, options)
+        queues = _filled(relay, key, options)
         result["fill_seconds"] = round(time.monotonic() - began, 1)
-        result["mib_on_disk"] = _size_on_disk(relay.store_path) >> 20
+        result["mib_on_disk"] = _size_on_disk(_kept_in(relay)) >> 20
         (worker,) = stack.enter_context(
             Workers("bench.restart_worker", 1, cores.generators)
         ).workers
@@ -177,7 +186,16 @@ def _check_room(options: argparse.Namespace) -> None:
         raise ServerFailedError(f"{parent} has no room for {needed >> 20} MiB")
 
 
-def _filled(path: Path, key: PrivateKey, options: argparse.Namespace) -> list[FilledQueue]:
+def _filler(relay: Installation) -> Filler:
+    if relay.database is None:
+        return SqliteFiller(relay.store_path)
+    # It needs psycopg, which not everybody has who measures other stores.
+    from bench.postgres_filling import PostgresFiller
+
+    return PostgresFiller(relay.database)
+
+
+def _filled(relay: Installation, key: PrivateKey, options: argparse.Namespace) -> list[FilledQueue]:
     each = max(1, options.queues // _SAY_EACH)
     told = 0
 
@@ -188,7 +206,7 @@ def _filled(path: Path, key: PrivateKey, options: argparse.Namespace) -> list[Fi
             say(f"{count} queues")
 
     return fill(
-        path,
+        _filler(relay),
         queues=options.queues,
         messages=options.messages,
         body_size=options.body_size,
@@ -206,15 +224,25 @@ def _size_on_disk(path: Path) -> int:
     return sum(each.stat().st_blocks for each in _files(path)) * 512
 
 
-def _forget_files(path: Path) -> None:
-    """Has the kernel drop what it keeps of the store's files, which are not in use."""
-    for each in _files(path):
+def _kept_in(relay: Installation) -> Path:
+    """Where the store's files are."""
+    server = relay.database_server
+    return relay.store_path if server is None else server.directory
+
+
+def _forget_files(relay: Installation) -> None:
+    """Has the kernel, and the database's server, drop what they keep of the store's files."""
+    if relay.database_server is not None:
+        relay.database_server.stop()
+    for each in _files(_kept_in(relay)):
         descriptor = os.open(each, os.O_RDONLY)
         try:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+    if relay.database_server is not None:
+        relay.database_server.start()
 
 
 def _mib(kib: float) -> float:

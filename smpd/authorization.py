@@ -64,21 +64,19 @@ def authorized_by(peer: Peer, transmission: Transmission, keys: Sequence[PublicK
     algorithm = _ALGORITHMS.get(len(transmission.authenticator))
     if algorithm is None:
         return False
-    authorized = _authorized(peer, transmission)
     proof = transmission.proof
     tried = proof is not None
     for key in keys:
         if key.algorithm is algorithm:
             if proof is not None and proof.key == key.raw:
-                right = proof.right
-            else:
-                right = _verify(peer, transmission, authorized, key)
-            if right:
+                if proof.right:
+                    return True
+            elif _verify(peer, transmission, key):
                 transmission.made_with = key
                 return True
             tried = True
     if not tried:
-        _verify(peer, transmission, authorized, _NOBODY[algorithm])
+        _verify(peer, transmission, _NOBODY[algorithm])
     return False
 
 
@@ -86,19 +84,14 @@ def authenticated_by(peer: Peer, signed: Signed, key: PublicKey) -> bool | None:
     """Whether the authenticator was made with `key`; None if it is one of another algorithm."""
     if key.algorithm is not _ALGORITHMS.get(len(signed.authenticator)):
         return None
-    return _verify(peer, signed, _authorized(peer, signed), key)
+    return _verify(peer, signed, key)
 
 
-def _authorized(peer: Peer, transmission: Transmission | Signed) -> bytes:
-    """What the authenticator authorises; for a service with its fingerprint (smp-wire.md §9.1)."""
+def _verify(peer: Peer, transmission: Transmission | Signed, key: PublicKey) -> bool:
+    authorized = transmission.authorized
     if transmission.service_signature is not None and peer.service is not None:
-        return peer.service.fingerprint + transmission.authorized
-    return transmission.authorized
-
-
-def _verify(
-    peer: Peer, transmission: Transmission | Signed, authorized: bytes, key: PublicKey
-) -> bool:
+        # smp-wire.md §9.1
+        authorized = peer.service.fingerprint + authorized
     if key.algorithm is not Algorithm.X25519:
         return verify(key, authorized, transmission.authenticator)
     if peer.session_key is None:

@@ -28,7 +28,12 @@ MAX_PAYLOAD: Final = 128 * 1024
 """Bytes. The content of a block is the largest that there is often, certificates may be larger."""
 
 _HEAD: Final = Struct(">IBI")
-_CONTENT_HEAD: Final = Struct(">IBIBH")
+_CONTENT_HEAD: Final = Struct(">IBIH")
+_SINGLE_HEAD: Final = Struct(">IBIHBH")
+HEAD_SIZE: Final = _HEAD.size
+"""Bytes before a payload."""
+SINGLE_HEAD_SIZE: Final = _SINGLE_HEAD.size
+"""Bytes before the one transmission of a block."""
 _SPACE: Final = 256 * 1024
 
 
@@ -45,7 +50,7 @@ class Kind(IntEnum):
     REFUSED = 4
     """The core refuses the service of a connection."""
     CONTENT = 5
-    """The content of a block for the client."""
+    """The content of a block for the client, behind its length as in the block."""
     LEARN = 6
     """The key that a command of this connection was verified with, and its entity."""
     HOLD = 7
@@ -78,6 +83,9 @@ class Kind(IntEnum):
     """Something for the log: a `Level` and a text."""
 
 
+_CONTENT: Final = Kind.CONTENT.value
+
+
 class Level(IntEnum):
     """How bad it is what an edge has to log."""
 
@@ -89,14 +97,18 @@ Frame = tuple[int, int, bytes]
 """Kind, number of the connection (0 for none), and payload."""
 
 
-def head(kind: int, connection: int, size: int) -> bytes:
-    """What precedes the `size` bytes of a payload."""
-    return _HEAD.pack(size, kind, connection)
+head: Final = _HEAD.pack
+"""What precedes a payload: ``head(size, kind, connection)``, the size of the payload in bytes."""
 
 
 def content_head(connection: int, size: int) -> bytes:
+    """What precedes the content, of `size` bytes, of a block for a client."""
+    return _CONTENT_HEAD.pack(size + 2, _CONTENT, connection, size)
+
+
+def single_head(connection: int, size: int) -> bytes:
     """What precedes the one transmission, of `size` bytes, of a block for a client."""
-    return _CONTENT_HEAD.pack(size + 3, Kind.CONTENT.value, connection, 1, size)
+    return _SINGLE_HEAD.pack(size + 5, _CONTENT, connection, size + 3, 1, size)
 
 
 class Decoder:
@@ -132,11 +144,11 @@ class Decoder:
         position, end = self._start, self._end + count
         view = self._view
         frames: list[Frame] = []
-        while end - position >= _HEAD.size:
+        while end - position >= HEAD_SIZE:
             size, kind, connection = _HEAD.unpack_from(view, position)
             if size > MAX_PAYLOAD:
                 raise ParseError("a frame that is too large")
-            start = position + _HEAD.size
+            start = position + HEAD_SIZE
             stop = start + size
             if stop > end:
                 break
@@ -269,10 +281,6 @@ _ONE_RIGHT_END: Final = 35
 
 def encode_proofs(proofs: Sequence[Proof | None]) -> bytes:
     """What an edge has found out about the transmissions of a block, in their order."""
-    if len(proofs) == 1 and proofs[0] is not None:
-        # So it is for most blocks.
-        right, key = proofs[0]
-        return bytes((1, 1 if right else 2, len(key))) + key
     parts = [bytes((len(proofs),))]
     for proof in proofs:
         if proof is None:
@@ -288,10 +296,10 @@ def decode_proofs(payload: bytes) -> tuple[list[Proof | None], int]:
 
     Raises `ParseError`.
     """
-    if payload[:1] == NO_PROOFS:
-        return [], 1
     if payload[:3] == _ONE_RIGHT and len(payload) >= _ONE_RIGHT_END:
         return [Proof(True, payload[3:_ONE_RIGHT_END])], _ONE_RIGHT_END
+    if payload[:1] == NO_PROOFS:
+        return [], 1
     reader = Reader(payload)
     return reader.nonempty(lambda: _decode_proof(reader)), reader.position
 

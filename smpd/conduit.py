@@ -1,13 +1,15 @@
 """A channel between core and edge on a socket.
 
-Frames of one turn of the reactor leave in one call, and arrive in one: a system call and the
-switch to the other process cost as much as the frames themselves.
+Frames leave in one call, and arrive in one, when their process has nothing else to do: a system
+call and the switch to the other process cost as much as the frames themselves. With little to do
+that is at once, and the more there is to do, the more of them share a call.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from socket import socket as Socket
 from typing import Any
 
@@ -16,7 +18,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from smpd.channel import Decoder, Frame, head
+from smpd.channel import HEAD_SIZE, Decoder, Frame, head
 from txsimplex.encoding import ParseError
 
 HIGH_WATER = 1 << 20
@@ -25,7 +27,7 @@ _LOW_WATER = HIGH_WATER // 4
 _MOST = 8 * HIGH_WATER
 """Bytes that wait from which on nothing is read either, where that was asked for."""
 _AT_ONCE = 128 * 1024
-"""Bytes that are not kept until the end of the turn: the other side may begin with them."""
+"""Bytes that are not kept any longer: the other side may begin with them."""
 _PARTS = 1000
 """Of one call; the kernel takes 1024."""
 
@@ -65,9 +67,13 @@ class Conduit:
         self._drained = drained
         self._lost = lost
         self._bounded = bounded
+        later = partial(reactor.callLater, 0)
+        self._call_before_waiting = getattr(reactor, "callBeforeWaiting", later)
         self._decoder = Decoder()
         self._parts: list[bytes | memoryview] = []
         self._size = 0
+        # The size from which on `put_parts` has more to do than to keep what it is given.
+        self._attention = 0
         self._scheduled = False
         self._blocked = False
         self._resting = False
@@ -79,29 +85,38 @@ class Conduit:
     # -- sending
 
     def put(self, kind: int, connection: int, *payload: bytes) -> None:
-        """Sends a frame, with the rest of this turn."""
+        """Sends a frame, with others of this turn and maybe the next ones."""
         size = 0
         for part in payload:
             size += len(part)
-        self.put_parts(head(kind, connection, size), payload, size)
+        self.put_parts(head(size, kind, connection), payload, HEAD_SIZE + size)
 
-    def put_parts(self, frame_head: bytes, payload: Sequence[bytes], size: int) -> None:
-        """Sends a frame whose head is made already, and whose payload has `size` bytes."""
+    def put_parts(self, frame_head: bytes, others: Sequence[bytes], size: int) -> None:
+        """Sends a frame of `size` bytes in all, whose head is made already."""
+        parts = self._parts
+        parts.append(frame_head)
+        parts += others
+        self._size = size = self._size + size
+        if size >= self._attention:
+            self._attend()
+
+    def _attend(self) -> None:
+        """Sees to it that what was put is sent, or not kept if nothing can be sent any more."""
         if not self.open:
-            return
-        self._parts.append(frame_head)
-        self._parts += payload
-        self._size += len(frame_head) + size
-        if self._blocked:
+            self._parts.clear()
+            self._size = 0
+        elif self._blocked:
             self._measure()
         elif self._size >= _AT_ONCE:
             self._write()
         elif not self._scheduled:
             self._scheduled = True
-            self._reactor.callLater(0, self._end_of_turn)
+            self._attention = _AT_ONCE
+            self._call_before_waiting(self._flush)
 
-    def _end_of_turn(self) -> None:
+    def _flush(self) -> None:
         self._scheduled = False
+        self._attention = 0
         if self._parts and not self._blocked and self.open:
             self._write()
 
@@ -124,10 +139,13 @@ class Conduit:
                 parts.clear()
         if parts and not self._blocked:
             self._blocked = True
+            self._attention = 0
             self._reactor.addWriter(self)
         elif not parts and self._blocked:
             self._blocked = False
             self._reactor.removeWriter(self)
+            if self._scheduled:
+                self._attention = _AT_ONCE
         self._measure()
 
     def _measure(self) -> None:
@@ -185,6 +203,7 @@ class Conduit:
         """Ends it, without a call of `lost`."""
         if self.open:
             self.open = False
+            self._attention = 0
             self._parts.clear()
             self._size = 0
             self._reactor.removeReader(self)

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 
 from smpd.channel import (
     CHANNEL,
+    SINGLE_HEAD_SIZE,
     Frame,
     Kind,
     Level,
@@ -33,6 +34,7 @@ from smpd.channel import (
     decode_proofs,
     encode_identity,
     encode_learned,
+    single_head,
 )
 from smpd.conduit import Conduit, pair
 from smpd.conversation import Conversation, Conversations, Items
@@ -40,7 +42,6 @@ from txsimplex.smp.handshake import RelayIdentity
 from txsimplex.smp.transmissions import BAD_BLOCK, TooLarge, Transmission, pack
 
 _BLOCK: Final = Kind.BLOCK.value
-_CONTENT: Final = Kind.CONTENT.value
 _LONGEST_DELAY: Final = 30.0
 _LIVES_LONG: Final = 60.0
 """Seconds after which the end of an edge has nothing to do with its beginning."""
@@ -65,7 +66,8 @@ class EdgeLine:
     @property
     def full(self) -> bool:
         """Whether the client, or the way to its edge, takes nothing more for now."""
-        return self._full or self._channel.is_full_for(self)
+        channel = self._channel
+        return self._full or (channel.conduit.full and channel.stall(self))
 
     def send(self, transmissions: Sequence[bytes]) -> None:
         """Sends transmissions in as few blocks as hold them."""
@@ -76,7 +78,8 @@ class EdgeLine:
         self.active_at = channel.now()
         for content in pack(transmissions):
             if not isinstance(content, TooLarge):
-                channel.conduit.put(_CONTENT, self._number, content)
+                head = content_head(self._number, len(content))
+                channel.conduit.put_parts(head, (content,), len(head) + len(content))
 
     def send_parts(self, parts: Sequence[bytes]) -> None:
         """Sends one transmission that fits into a block."""
@@ -85,7 +88,8 @@ class EdgeLine:
         size = 0
         for part in parts:
             size += len(part)
-        channel.conduit.put_parts(content_head(self._number, size), parts, size)
+        head = single_head(self._number, size)
+        channel.conduit.put_parts(head, parts, SINGLE_HEAD_SIZE + size)
 
     def stop_reading(self) -> None:
         """Lets the edge read nothing from the client."""
@@ -123,19 +127,17 @@ class EdgeLine:
         self.active_at = self._channel.now()
         proofs, start = decode_proofs(payload)
         items = conversation.peer.framing.read_commands(payload, start)
-        for item, proof in zip(items, proofs, strict=False):
-            if type(item) is Transmission:
-                item.proof = proof
+        if proofs:
+            for item, proof in zip(items, proofs, strict=False):
+                if type(item) is Transmission:
+                    item.proof = proof
         conversation.process(items, self._teach)
 
     def _teach(self, items: Items) -> None:
-        """Tells the edge the keys of commands that it has not verified with the right ones."""
+        """Tells the edge the keys that commands were verified with here: it has not tried them."""
         for item in items:
-            if type(item) is not Transmission or item.made_with is None or not item.entity_id:
-                continue
-            key, proof = item.made_with, item.proof
-            if proof is None or proof.key != key.raw:
-                self._tell(Kind.LEARN, encode_learned(item.entity_id, key))
+            if type(item) is Transmission and item.made_with is not None and item.entity_id:
+                self._tell(Kind.LEARN, encode_learned(item.entity_id, item.made_with))
 
     def bad_block(self, payload: bytes) -> None:
         """A block that did not open."""
@@ -199,12 +201,10 @@ class EdgeChannel:
             reactor, sock, self._receive, self._drained, self._lost, bounded=True
         )
 
-    def is_full_for(self, line: EdgeLine) -> bool:
-        """Whether the edge takes nothing more for now; the line is told when it does."""
-        if self.conduit.full:
-            self._stalled.add(line)
-            return True
-        return False
+    def stall(self, line: EdgeLine) -> bool:
+        """Notes that a line is to be told when the edge takes more again; gives True."""
+        self._stalled.add(line)
+        return True
 
     def _drained(self) -> None:
         stalled, self._stalled = self._stalled, set()

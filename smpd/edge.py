@@ -29,6 +29,7 @@ from zope.interface import implementer
 
 from smpd.channel import (
     CHANNEL,
+    HEAD_SIZE,
     Frame,
     Kind,
     Level,
@@ -37,6 +38,7 @@ from smpd.channel import (
     decode_learned,
     encode_entry,
     encode_opened,
+    head,
 )
 from smpd.conduit import Conduit
 from smpd.known_keys import KnownKeys
@@ -82,7 +84,9 @@ class RemotePartner:
             conduit.put(Kind.BAD_BLOCK, self.number)
         else:
             proofs = self._edge.keys.proofs(self._peer, content)
-            conduit.put(_BLOCK, self.number, proofs, content)
+            size = len(proofs) + len(content)
+            frame_head = head(size, _BLOCK, self.number)
+            conduit.put_parts(frame_head, (proofs, content), HEAD_SIZE + size)
         if conduit.full:
             self._edge.hold_back(self._session)
 
@@ -99,10 +103,10 @@ class RemotePartner:
     # -- for the core
 
     def content(self, content: bytes) -> None:
-        """Sends a block."""
+        """Sends a block, whose content is behind its length."""
         session = self._session
         session.send_content(content)
-        if not self._full and session.full:
+        if session.pauses and not self._full and session.full:
             self._full = True
             self._edge.conduit.put(Kind.FULL, self.number)
 

@@ -25,13 +25,14 @@ class KnownKeys:
 
     def __init__(self, limit: int = KEYS_KEPT) -> None:
         self._limit = limit
-        self._keys: dict[bytes, PublicKey] = {}
+        # With what is sent for the one transmission of a block that the key is right for.
+        self._keys: dict[bytes, tuple[PublicKey, bytes]] = {}
 
     def learn(self, entity_id: bytes, key: PublicKey) -> None:
         """Takes the key that a command about an entity was verified with, for the next ones."""
         keys = self._keys
         keys.pop(entity_id, None)
-        keys[entity_id] = key
+        keys[entity_id] = key, encode_proofs((Proof(True, key.raw),))
         if len(keys) > self._limit:
             # The one that was not used for the longest time.
             del keys[next(iter(keys))]
@@ -40,8 +41,15 @@ class KnownKeys:
         """What can be said of the commands in the content of a block, as it is sent to the core."""
         size = len(content)
         if size > 3 and content[0] == 1 and (content[1] << 8 | content[2]) == size - 3:
-            proof = self._prove(peer, content, 3, size)
-            return NO_PROOFS if proof is None else encode_proofs((proof,))
+            # So it is for most blocks.
+            signed = peer.framing.read_signed(content, 3, size)
+            known = None if signed is None else self._known(signed.entity_id)
+            if signed is None or known is None:
+                return NO_PROOFS
+            right = authenticated_by(peer, signed, known[0])
+            if right:
+                return known[1]
+            return NO_PROOFS if right is None else encode_proofs((Proof(False, known[0].raw),))
         try:
             places = cut(content)
         except ParseError:
@@ -49,15 +57,18 @@ class KnownKeys:
         proofs = [self._prove(peer, content, start, end) for start, end in places]
         return encode_proofs(proofs) if any(proofs) else NO_PROOFS
 
+    def _known(self, entity_id: bytes) -> tuple[PublicKey, bytes] | None:
+        """What is known of an entity, which is now the last one that was used."""
+        known = self._keys.pop(entity_id, None)
+        if known is not None:
+            self._keys[entity_id] = known
+        return known
+
     def _prove(self, peer: Peer, content: bytes, start: int, end: int) -> Proof | None:
         """Whether the authenticator is right with the key that is known; None without one."""
         signed = peer.framing.read_signed(content, start, end)
-        if signed is None:
+        known = None if signed is None else self._known(signed.entity_id)
+        if signed is None or known is None:
             return None
-        keys, entity_id = self._keys, signed.entity_id
-        key = keys.pop(entity_id, None)
-        if key is None:
-            return None
-        keys[entity_id] = key
-        right = authenticated_by(peer, signed, key)
-        return None if right is None else Proof(right, key.raw)
+        right = authenticated_by(peer, signed, known[0])
+        return None if right is None else Proof(right, known[0].raw)

@@ -321,6 +321,10 @@ class Relay(Elsewhere):
         if queue is not None and queue.blocked is not None:
             self._tell_blocked(queue, queue.blocked)
 
+    def answers_lost(self, recipient_id: bytes) -> None:
+        """See `Elsewhere`."""
+        self.subscriptions.start_over(recipient_id)
+
     def notifier_changed(self, notifier_id: bytes) -> None:
         """See `Elsewhere`."""
         self.notifications.look(notifier_id)

@@ -22,7 +22,7 @@ from smpd.peers import Opened
 from txsimplex.blocks_transport import BLOCK_SIZE, BlockTransport
 from txsimplex.boxes import BoxError, PlainBlocks
 from txsimplex.certificates import CertificateError, check_client_chain
-from txsimplex.encoding import ParseError
+from txsimplex.encoding import PAD_BYTE, ParseError
 from txsimplex.keys import Algorithm, PrivateKey, Random
 from txsimplex.smp.handshake import (
     Blocks,
@@ -110,13 +110,13 @@ class Session:
         "_handshake",
         "_incoming",
         "_outgoing",
-        "_pauses",
         "_refused",
         "_session_key",
         "_time_limit",
         "_transport",
         "active_at",
         "partner",
+        "pauses",
     )
 
     def __init__(self, factory: SessionFactory) -> None:
@@ -128,8 +128,9 @@ class Session:
         self._time_limit: IDelayedCall | None = None
         self._incoming: Blocks = _PLAIN
         self._outgoing: Blocks = _PLAIN
-        self._pauses = 0
         self._refused = False
+        self.pauses = 0
+        """Reasons why the client is not read from (`Pause`)."""
         self.partner: Partner | None = None
         self.active_at = factory.now()
 
@@ -267,15 +268,15 @@ class Session:
 
     def pause(self, reason: Pause) -> None:
         """Reads nothing from the client until no reason is left."""
-        self._pauses |= reason.value
+        self.pauses |= reason.value
         if self._transport is not None:
             self._transport.pauseReading()
 
     def resume(self, reason: Pause) -> None:
         """Reads from the client again if there is no other reason not to."""
-        if self._pauses:
-            self._pauses &= ~reason.value
-            if not self._pauses and self._transport is not None:
+        if self.pauses:
+            self.pauses &= ~reason.value
+            if not self.pauses and self._transport is not None:
                 self._transport.resumeReading()
 
     def stop_reading(self) -> None:
@@ -294,7 +295,7 @@ class Session:
         transport = self._transport
         if transport is None:
             return True
-        if not self._pauses & _BUFFER:
+        if not self.pauses & _BUFFER:
             # Nobody would tell the relay when it is over.
             return False
         return transport.buffered >= self._factory.limits.send_queue * BLOCK_SIZE
@@ -323,10 +324,11 @@ class Session:
             transport.sendBlock(blocks.seal_padded(frame_padded(parts, blocks.padded_size)))
 
     def send_content(self, content: bytes) -> None:
-        """Sends a block with this content."""
+        """Sends a block with this content, which is behind its length and fits."""
         transport = self._transport
         if transport is not None:
-            transport.sendBlock(self._outgoing.seal(content))
+            blocks = self._outgoing
+            transport.sendBlock(blocks.seal_padded(content.ljust(blocks.padded_size, PAD_BYTE)))
 
     # -- ending
 

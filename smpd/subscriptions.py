@@ -224,6 +224,17 @@ class Subscriptions:
             if message is not None:
                 self.deliver(queue, message)
 
+    def start_over(self, recipient_id: bytes) -> None:
+        """Delivers the first message of a queue once more, whatever was delivered before."""
+        subscription = self._current.get(recipient_id)
+        if subscription is not None:
+            # Asked for first: it may fail, and then it is asked for again.
+            queue = self._store.by_recipient(recipient_id)
+            if queue is not None:
+                self._store.head(queue)
+            subscription.delivered = None
+            self.look(recipient_id)
+
     def followed(self) -> Iterable[bytes]:
         """The recipient ids of the queues that have subscribers here."""
         return self._current.keys()

@@ -52,6 +52,7 @@ from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
 from smpd.session import SameProcess, Session, SessionFactory, SessionLimits
 from smpd.stopping import Stopping
+from smpd.stores.drivers import without_postgres
 from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
 from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
@@ -417,10 +418,7 @@ def _open_shared(settings: StoreSettings, reactor: Any) -> Store:
     try:
         from smpd.stores.postgres import open_postgres
     except ImportError as error:
-        raise StoreUnusable(
-            f"kind = postgres needs psycopg 3 ({error}): install Debian's"
-            " python3-psycopg, or simplexd[postgres]"
-        ) from None
+        raise without_postgres(error) from None
     assert settings.database is not None
     return open_postgres(
         settings.database,

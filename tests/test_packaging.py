@@ -28,7 +28,6 @@ MODULES = {
     "PyNaCl": {"nacl"},
     "qrcode": {"qrcode"},
     "psycopg": {"psycopg"},
-    "psycopg_pool": {"psycopg_pool"},
 }
 """The modules that each dependency brings; zope.interface is Twisted's own language."""
 

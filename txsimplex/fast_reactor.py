@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import select
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import epollreactor
@@ -15,19 +16,45 @@ from twisted.internet.main import installReactor
 from twisted.python import log
 
 _EVENTS_PER_POLL = 1024
+_MORE_TURNS = 2
 _NEEDED = ("_poller", "_selectables", "_disconnectSelectable", "_doReadOrWrite")
 
 
 class FastEPollReactor(epollreactor.EPollReactor):
     """``EPollReactor`` without a logging context around each event."""
 
+    def __init__(self) -> None:
+        self._due: list[Callable[[], object]] = []
+        self._more_turns = _MORE_TURNS
+        super().__init__()
+
+    def callBeforeWaiting(self, function: Callable[[], object]) -> None:
+        """Call a function once, when there is nothing else to do; it cannot be cancelled.
+
+        That is before the reactor waits, or after two more turns in which it had no reason to. So
+        what is gathered for the function becomes more with the load.
+        """
+        self._due.append(function)
+
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events, at most ``timeout`` seconds, and handle them."""
+        if self._due:
+            if self._more_turns and self.running and self._poll(0):
+                self._more_turns -= 1
+                return
+            self._more_turns = _MORE_TURNS
+            timeout = self._call_due(timeout)
+        self._poll(timeout)
+
+    doIteration = doPoll
+
+    def _poll(self, timeout: float | None) -> bool:
+        """Wait for events and handle them; whether there were any."""
         try:
             events = self._poller.poll(-1 if timeout is None else timeout, _EVENTS_PER_POLL)
         except OSError as error:
             if error.errno == errno.EINTR:
-                return
+                return False
             raise
         selectables: dict[int, Any] = self._selectables
         readable = select.EPOLLIN
@@ -47,8 +74,20 @@ class FastEPollReactor(epollreactor.EPollReactor):
                     self._lose(selectable, why)
             else:
                 self._handle(selectable, fd, event)
+        return bool(events)
 
-    doIteration = doPoll
+    def _call_due(self, timeout: float | None) -> float | None:
+        """Call what is to be called before waiting; how long may be waited then."""
+        due, self._due = self._due, []
+        for function in due:
+            try:
+                function()
+            except Exception:  # noqa: BLE001
+                log.err()
+        if self._due:
+            return 0
+        # There may be new calls to be made in time.
+        return timeout if timeout == 0 else self.timeout()
 
     def _handle(self, selectable: Any, fd: int, event: int) -> None:
         try:

@@ -2,7 +2,7 @@
 
 Each subcommand is a module of this package with a function that takes the
 parsed arguments, prints its answer, and raises `CommandError` (or an error of
-files, configuration or credentials) when it cannot do its work.
+files, configuration, credentials or stores) when it cannot do its work.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 from smpd.config import DEFAULT_PATH
 from smpd.credentials import CredentialsError
-from smpd.ctl import address, certificate, check, database, installation
+from smpd.ctl import address, certificate, check, database, installation, store
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError
+from smpd.stores.interface import StoreUnusable
 
 _EXAMPLES = """\
 examples:
@@ -27,6 +28,7 @@ examples:
   smpctl address --qr
   smpctl certificate rotate --ca-key /media/usb/ca.key
   smpctl check smp://Th...hM=@smp.example.com
+  smpctl store convert sqlite:/var/lib/smpd/store postgres:dbname=smpd
 """
 
 
@@ -62,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     certificate.add_to(commands)
     check.add_to(commands)
     database.add_to(commands)
+    store.add_to(commands)
     return whole
 
 
@@ -79,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         _complain(str(error))
         return 2
-    except (CommandError, CredentialsError) as error:
+    except (CommandError, CredentialsError, StoreUnusable) as error:
         _complain(str(error))
     except OSError as error:
         _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from smpd.config import load
 from smpd.ctl.errors import CommandError
-from smpd.stores.interface import StoreUnusable
+from smpd.stores.drivers import without_postgres
 
+if TYPE_CHECKING:
+    from smpd.stores.postgres_database import Connection
+
+_ACTIONS_EXAMPLES = {
+    "create": "examples:\n  smpctl database create\n",
+    "upgrade": "examples:\n  smpctl --config var/smpd.ini database upgrade\n",
+    "show": "examples:\n  smpctl database show\n",
+}
 _EXAMPLES = """\
 examples:
   smpctl database create
   smpctl database upgrade
   smpctl database show
 """
+_NO_TABLES = 'the database has no tables of this relay: "smpctl database create" makes them'
 
 
 def add_to(commands: Any) -> None:
@@ -34,47 +45,54 @@ def add_to(commands: Any) -> None:
         ("upgrade", _upgrade, "bring the tables of an older version up to date"),
         ("show", _show, "tell which version the tables have"),
     ):
-        one = actions.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+        one = actions.add_parser(
+            name,
+            help=help_text,
+            description=help_text.capitalize() + ".",
+            epilog=_ACTIONS_EXAMPLES[name],
+        )
         one.set_defaults(command=action)
 
 
-def _connect(arguments: argparse.Namespace) -> Any:
+@contextmanager
+def _connected(arguments: argparse.Namespace) -> Iterator[Connection]:
+    """A connection to the database of the configuration. Raises `StoreUnusable`."""
     store = load(arguments.config).store
     if store.database is None:
         raise CommandError(f"{arguments.config} names no database, since its store is no postgres")
     try:
         from smpd.stores.postgres_database import connect
     except ImportError as error:
-        raise CommandError(f"psycopg 3 is not installed ({error})") from None
+        raise without_postgres(error) from None
+    connection = connect(store.database)
     try:
-        return connect(store.database)
-    except StoreUnusable as error:
-        raise CommandError(str(error)) from None
+        yield connection
+    finally:
+        connection.close()
 
 
 def _create(arguments: argparse.Namespace) -> None:
-    _change(arguments, upgrade_only=False)
+    with _connected(arguments) as connection:
+        _change(connection)
 
 
 def _upgrade(arguments: argparse.Namespace) -> None:
-    _change(arguments, upgrade_only=True)
+    with _connected(arguments) as connection:
+        from smpd.stores.postgres_database import known_version
+
+        if known_version(connection) is None:
+            raise CommandError(_NO_TABLES)
+        _change(connection)
 
 
-def _change(arguments: argparse.Namespace, *, upgrade_only: bool) -> None:
-    connection = _connect(arguments)
-    from smpd.stores.postgres_database import schema_version, upgrade
+def _change(connection: Connection) -> None:
+    from smpd.stores.postgres_database import known_version, schema_steps, upgrade
+    from smpd.stores.postgres_presence import take_alone
 
-    try:
-        version = schema_version(connection)
-        if upgrade_only and version is None:
-            raise CommandError(
-                'the database has no tables of this relay: "smpctl database create" makes them'
-            )
-        before, after = upgrade(connection)
-    except StoreUnusable as error:
-        raise CommandError(str(error)) from None
-    finally:
-        connection.close()
+    version = known_version(connection)
+    if version is not None and version < len(schema_steps()):
+        take_alone(connection)
+    before, after = upgrade(connection)
     if before == after:
         print(f"The tables are of version {after} already.")
     elif before:
@@ -84,14 +102,10 @@ def _change(arguments: argparse.Namespace, *, upgrade_only: bool) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    connection = _connect(arguments)
-    from smpd.stores.postgres_database import schema_steps, schema_version
+    with _connected(arguments) as connection:
+        from smpd.stores.postgres_database import known_version, schema_steps
 
-    try:
-        version = schema_version(connection)
-    finally:
-        connection.close()
-    if version is None:
-        print('There are no tables of this relay. "smpctl database create" makes them.')
-    else:
+        version = known_version(connection)
+        if version is None:
+            raise CommandError(_NO_TABLES)
         print(f"The tables are of version {version}; this program makes {len(schema_steps())}.")

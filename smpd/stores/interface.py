@@ -127,6 +127,12 @@ class Elsewhere(Protocol):
     def queue_blocked(self, recipient_id: bytes) -> None:
         """A queue that has its subscriber here was blocked."""
 
+    def answers_lost(self, recipient_id: bytes) -> None:
+        """A queue that has its subscriber here, who was answered with an error in place of OK.
+
+        The subscriber does not know which message is the first one now.
+        """
+
     def notifier_changed(self, notifier_id: bytes) -> None:
         """A notifier that has, or had, its subscriber here: it was taken or deleted."""
 

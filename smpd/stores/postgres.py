@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import psycopg
 from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, CallLater, Worker, WriterThread
@@ -14,9 +15,11 @@ from smpd.stores.postgres_database import (
     check_schema,
     connect,
     is_reckless,
+    unusable,
 )
 from smpd.stores.postgres_lane import Lane
 from smpd.stores.postgres_notices import Listener
+from smpd.stores.postgres_presence import check_not_taken
 from smpd.stores.postgres_rounds import PostgresRounds
 from smpd.stores.postgres_store import PostgresStore
 
@@ -44,6 +47,7 @@ def open_postgres(
     connection = connect(database)
     try:
         check_schema(connection)
+        check_not_taken(connection)
         if is_reckless(connection):
             _log.warn(
                 "the database does not sync (fsync or full_page_writes is off): "
@@ -52,6 +56,8 @@ def open_postgres(
         relay = _first(connection, "SELECT nextval('smpd.relay_number')")
         numbers = _first(connection, "SELECT nextval('smpd.queue_number')")
         count = _first(connection, "SELECT count(*) FROM smpd.queue_state")
+    except psycopg.Error as error:
+        raise unusable(error) from None
     finally:
         connection.close()
     lanes = [LaneThread(Lane(database, relay, number), worker()) for number in range(connections)]

@@ -147,6 +147,9 @@ class Steps(Protocol):
     def given_up(self, numbers: set[int], rows: Rows) -> None:
         """What was written may not be there: what is in memory of it may not be true."""
 
+    def answers_lost(self, rows: Rows) -> None:
+        """The answers to what was written, or was not, became errors."""
+
     def moved(self, committed: int) -> None:
         """All changes up to this number are safe, or `spoiled`."""
 
@@ -421,8 +424,12 @@ class Admission:
     # -- batches end
 
     def _written(self, result: None, error: Exception | None, batch: Batch) -> None:
+        assert batch.rows is not None
         if error is None:
             self._end_trouble(by_writing=True)
+            if batch.spoiled is not None:
+                # They were told that it was not done.
+                self._steps.answers_lost(batch.rows)
             self._finish(batch)
             return
         hopeless = isinstance(error, (ConflictError, IntegrityError))
@@ -433,8 +440,8 @@ class Admission:
         if hopeless or self._seconds() - batch.since >= self._patience:
             reason = failure_reason(error) if not hopeless else "another relay was faster"
             self._spoil(batch, reason)
-            assert batch.rows is not None
             self._steps.given_up(batch.numbers, batch.rows)
+            self._steps.answers_lost(batch.rows)
             self._finish(batch)
         else:
             self._call_later(_RETRY, self._write_again, batch)

@@ -65,6 +65,7 @@ class Changes:
         "dropped",
         "freed",
         "links",
+        "lost_from",
         "messages",
         "notices",
         "notifications",
@@ -86,6 +87,7 @@ class Changes:
         self.deleted: set[int] = set()
         self.messages: dict[tuple[int, int], Message] = {}
         self.removed: list[tuple[int, int]] = []
+        self.lost_from: set[bytes] = set()
         self.dropped: set[bytes] = set()
         self.notifications: list[tuple[bytes, Notification]] = []
         self.taken: list[int] = []
@@ -110,6 +112,7 @@ class Changes:
 
     def remove(self, queue: Queue, number: int) -> None:
         """Notes that a message goes, which may not have been written yet."""
+        self.lost_from.add(queue.recipient_id)
         if self.messages.pop((queue.number, number), None) is None:
             self.removed.append((queue.number, number))
 
@@ -158,6 +161,7 @@ class Changes:
                 for key, message in self.messages.items()
             ],
             removed=[key for key in self.removed if key[0] not in self.deleted],
+            lost_from=list(self.lost_from),
             dropped=list(self.dropped),
             notifications=[
                 (notifier_id, one.timestamp, one.nonce, one.meta)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
 from smpd.stores.interface import StoreUnusable
@@ -46,6 +47,7 @@ _SETTINGS: Final = (
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
     "SET jit = off",
+    "SET plan_cache_mode = force_generic_plan",
 )
 
 _CLASSES: Final = {
@@ -74,13 +76,37 @@ def failure_reason(error: Exception) -> str:
 
 def connect(database: str) -> Connection:
     """A connection in autocommit mode. Raises `StoreUnusable`."""
+    _check_understood(database)
     try:
         return psycopg.connect(database, autocommit=True, **PARAMETERS)
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
+        raise unusable(error) from None
 
 
-def _first_line(error: Exception) -> str:
+def unusable(error: Exception) -> StoreUnusable:
+    """What is told when a database cannot be used because of an error."""
+    return StoreUnusable(f"cannot use the database: {first_line(error)}")
+
+
+def _check_understood(database: str) -> None:
+    """Raises `StoreUnusable` for what libpq takes apart in another way than was meant.
+
+    It would show the pieces in its messages, and a piece of the password may be among them.
+    """
+    try:
+        parts = conninfo_to_dict(database)
+    except psycopg.Error:
+        parts = {"port": "?"}
+    hosts, ports = str(parts.get("host") or ""), str(parts.get("port") or "")
+    if "@" in hosts.lstrip("@") or ports.replace(",", "").strip("0123456789"):
+        raise StoreUnusable(
+            "cannot use the database: where it is cannot be understood; in a URL, such characters "
+            "of a password as @ : / % are written as %40 %3A %2F %25"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What libpq or the server says, without details that may name ids."""
     # What libpq says names host, port and user, but no password.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
@@ -185,6 +211,7 @@ def upgrade(connection: Connection, steps: Sequence[str] | None = None) -> tuple
             before = schema_version(connection)
             _check_known(before, steps)
             if before is None:
+                _check_free(connection)
                 connection.execute("CREATE SCHEMA IF NOT EXISTS smpd")
                 connection.execute("CREATE TABLE smpd.schema_version (version integer NOT NULL)")
                 connection.execute("INSERT INTO smpd.schema_version VALUES (0)")
@@ -193,18 +220,35 @@ def upgrade(connection: Connection, steps: Sequence[str] | None = None) -> tuple
                 connection.execute(step)
             connection.execute("UPDATE smpd.schema_version SET version = %s", (len(steps),))
     except psycopg.Error as error:
-        raise StoreUnusable(f"cannot make the tables: {_first_line(error)}") from None
+        raise StoreUnusable(f"cannot make the tables: {first_line(error)}") from None
     return before or 0, len(steps)
+
+
+def _check_free(connection: Connection) -> None:
+    """Raises `StoreUnusable` when something else has the name of the schema."""
+    there = connection.execute(
+        "SELECT FROM pg_class WHERE relnamespace = to_regnamespace(%s) LIMIT 1", (SCHEMA,)
+    ).fetchone()
+    if there is not None:
+        raise StoreUnusable(
+            f'cannot make the tables: the schema "{SCHEMA}" of the database has those of '
+            "something else"
+        )
+
+
+def known_version(connection: Connection) -> int | None:
+    """As `schema_version`, of tables that this program knows. Raises `StoreUnusable`."""
+    try:
+        version = schema_version(connection)
+    except psycopg.Error as error:
+        raise unusable(error) from None
+    _check_known(version, schema_steps())
+    return version
 
 
 def check_schema(connection: Connection) -> None:
     """Raises `StoreUnusable` when the database is not one that this version can use."""
-    steps = schema_steps()
-    try:
-        version = schema_version(connection)
-    except psycopg.Error as error:
-        raise StoreUnusable(f"cannot use the database: {_first_line(error)}") from None
-    _check_known(version, steps)
+    steps, version = schema_steps(), known_version(connection)
     if version is None:
         raise StoreUnusable(
             'the database has no tables of this relay: "smpctl database create" makes them'

@@ -78,13 +78,16 @@ class Listener:
         self._stopping = True
         self._here.send(b"\0")
         self._thread.join(seconds)
-        if not self._thread.is_alive():
-            self._here.close()
-            self._there.close()
+        self._here.close()
 
     # -- in the thread
 
     def _run(self) -> None:
+        # The other half may be closed before, when nobody waits for the thread any more.
+        with self._there:
+            self._stay_connected()
+
+    def _stay_connected(self) -> None:
         while not self._stopping:
             try:
                 connection = connect(self._database)
@@ -197,6 +200,14 @@ class Hearing:
             self._look([Wanted(What.NOTIFIER, each) for each in some], elsewhere.notifier_changed)
         for service_id in services:
             self._look_at_service(elsewhere, service_id)
+
+    def look_again(self, elsewhere: Elsewhere, recipient_ids: Iterable[bytes]) -> None:
+        """Looks at queues the answers about which became errors."""
+        queues = elsewhere.followed()[0]
+        for recipient_id in recipient_ids:
+            if recipient_id in queues:
+                wanted = [Wanted(What.RECIPIENT, recipient_id, 1)]
+                self._look(wanted, elsewhere.answers_lost)
 
     def _look(self, wanted: Sequence[Wanted], tell: Callable[[bytes], None]) -> None:
         # Each in a line of its own: one that is locked for long keeps no other waiting.

@@ -142,7 +142,8 @@ class Rows:
     """What a transaction writes, of each table, and whom it tells.
 
     `base` has the versions that the changed queues had when they were locked, 0 for new ones:
-    if the transaction has to be made again, they must still be the same.
+    if the transaction has to be made again, they must still be the same. `lost_from` has the
+    recipient ids of the queues that messages were removed from.
     """
 
     batch: int
@@ -156,6 +157,7 @@ class Rows:
     states: list[State]
     messages: list[Row]
     removed: list[tuple[int, int]]
+    lost_from: list[bytes]
     dropped: list[bytes]
     notifications: list[Row]
     taken: list[int]

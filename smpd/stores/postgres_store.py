@@ -140,6 +140,11 @@ class PostgresStore(SharedQueues):
         self._forget(numbers | set(rows.base))
         self._claimed -= set(rows.claims)
 
+    def answers_lost(self, rows: Rows) -> None:
+        """See `smpd.stores.postgres_admission.Steps`."""
+        if self.elsewhere is not None and not self._closed:
+            self._hearing.look_again(self.elsewhere, rows.lost_from)
+
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
         """See `smpd.stores.postgres_admission.Steps`."""
         self._problem = reason

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,9 +20,9 @@ from smpd.stores.interface import StoreUnusable
 from smpd.stores.rows import DamagedRow
 from smpd.stores.sqlite_rows import decode_places
 
-_DATABASE: Final = "relay.sqlite"
-_LOCK: Final = "lock"
-_BODIES: Final = "messages"
+DATABASE: Final = "relay.sqlite"
+LOCK: Final = "lock"
+BODIES: Final = "messages"
 _PAGE_SIZE: Final = 1024
 """Bytes. Rows are small, and each commit writes whole pages."""
 _LOG_SIZE: Final = 1000
@@ -92,6 +93,17 @@ class StoreFiles:
         os.close(self.lock)
 
 
+def is_store(directory: Path) -> bool:
+    """Whether there is a store in a directory. Raises `StoreUnusable` when that cannot be seen."""
+    path = directory / DATABASE
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreUnusable(f"cannot use the store {path}: {_start_reason(error)}") from error
+
+
 def open_files(directory: Path) -> StoreFiles:
     """Opens the store in a directory, which is made if it is not there.
 
@@ -99,7 +111,7 @@ def open_files(directory: Path) -> StoreFiles:
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old: 3.37 is needed")
-    path = directory / _DATABASE
+    path = directory / DATABASE
     try:
         with ExitStack() as stack:
             files = _open(directory, path, stack)
@@ -120,7 +132,7 @@ def _start_reason(error: Exception) -> str:
 
 def _open(directory: Path, path: Path, stack: ExitStack) -> StoreFiles:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, lock)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,7 +158,7 @@ def _open(directory: Path, path: Path, stack: ExitStack) -> StoreFiles:
     live = Counter({number: count for number, _, count in rows})
     notes = reader.execute("SELECT number, places FROM wipe ORDER BY number").fetchall()
     to_wipe = [place for _, places in notes for place in decode_places(places)]
-    bodies = MessageBodies(directory / _BODIES, sizes, live, noted=to_wipe)
+    bodies = MessageBodies(directory / BODIES, sizes, live, noted=to_wipe)
     stack.callback(bodies.close)
     return StoreFiles(
         reader=reader,

@@ -29,7 +29,9 @@ T = TypeVar("T")
 _COLUMNS: Final = ", ".join(
     [*(f"queue.{name}" for name in QUEUE_COLUMNS), *(f"link.{name}" for name in LINK_COLUMNS[1:])]
 )
-_QUEUE: Final = f"SELECT {_COLUMNS} FROM queue LEFT JOIN link ON link.queue = queue.number WHERE "  # noqa: S608
+_FROM: Final = f"SELECT {_COLUMNS} FROM queue LEFT JOIN link ON link.queue = queue.number"  # noqa: S608
+ALL_QUEUES: Final = _FROM + " ORDER BY queue.number"
+_QUEUE: Final = _FROM + " WHERE "
 BY_NUMBER: Final = _QUEUE + "queue.number = ?"
 UP_TO_NUMBER: Final = _QUEUE + "queue.number <= ? ORDER BY queue.number DESC LIMIT 1"
 """The queue with this number, or the one before."""
@@ -49,7 +51,7 @@ _ALL_MESSAGES: Final = (
     "SELECT queue, number, timestamp, file IS NULL FROM message WHERE (queue, number) > (?, ?)"
     " ORDER BY queue, number LIMIT ?"
 )
-_ALL_QUEUES: Final = "SELECT number, used_on FROM queue WHERE number > ? ORDER BY number LIMIT ?"
+_USED: Final = "SELECT number, used_on FROM queue WHERE number > ? ORDER BY number LIMIT ?"
 _NOTIFICATIONS: Final = (
     f"SELECT {', '.join(NOTIFICATION_COLUMNS)} FROM notification ORDER BY number"  # noqa: S608
 )
@@ -105,7 +107,7 @@ class SqliteReader:
 
     def some_queues(self, number: int, most: int) -> list[Row]:
         """`most` queues behind the one with the given number: number and day of use of each."""
-        return self._rows(_ALL_QUEUES, number, most)
+        return self._rows(_USED, number, most)
 
     def notifications(self) -> list[tuple[int, bytes, Notification]]:
         """All notifications with their numbers and notifiers, oldest first."""

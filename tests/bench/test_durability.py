@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.durability import Measured, Phase
+from bench.durability import Measured, Phase, Use
 from bench.percentiles import Durations
 from bench.server import Server
 from txsimplex.addresses import Scheme, ServerAddress
@@ -22,14 +22,16 @@ ADDRESS = "smp://AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=@127.0.0.1:1"
 def measured(store: str, *per_cpu_second: int) -> Measured:
     result = Measured(store, Server(ServerAddress.parse(ADDRESS, Scheme.SMP), ()))
     for messages in per_cpu_second:
-        result.loads.append(Phase(messages, 2.0, 1.0, Durations(), 50.0, messages * 10, 0))
+        cpu, written = Use(1.0, 3.0), Use(messages * 10, messages * 5)
+        result.loads.append(Phase(messages, 2.0, cpu, Durations(), 50.0, written, 0))
     return result
 
 
 def test_the_run_in_the_middle_counts() -> None:
     one = measured("memory", 900, 1000, 1500)
     assert one.load.per_cpu_second == 1000
-    assert one.load.written_per_message == 10
+    assert one.load.written_per_message == 15
+    assert one.load.per_cpu_second_together == 250
     assert one.half_rate == 250
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from bench.filling import fill
+from bench.filling import SqliteFiller, fill
 from smpd.stores.group_commit import InPlace
 from smpd.stores.sqlite import open_sqlite
 from txsimplex.keys import Algorithm, PrivateKey
@@ -27,7 +27,7 @@ def test_what_was_filled_in(tmp_path: Path) -> None:
     key = PrivateKey.generate(Algorithm.ED25519, os.urandom)
     told: list[int] = []
     kept = fill(
-        tmp_path / "store",
+        SqliteFiller(tmp_path / "store"),
         queues=6000,
         messages=40,
         body_size=100,

@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 from smpd.channel import (
     MAX_PAYLOAD,
     NO_PROOFS,
+    SINGLE_HEAD_SIZE,
     Decoder,
     Frame,
     Kind,
@@ -28,11 +29,12 @@ from smpd.channel import (
     encode_opened,
     encode_proofs,
     head,
+    single_head,
 )
 from smpd.peers import Opened
 from tests.smpd.people import key
 from tests.smpd.wires import new_identity
-from txsimplex.encoding import ParseError
+from txsimplex.encoding import ParseError, large
 from txsimplex.keys import Algorithm, PrivateKey, PublicKey
 from txsimplex.smp.commands import Role
 from txsimplex.smp.handshake import ServiceClaim
@@ -69,7 +71,7 @@ proofs = st.none() | st.builds(Proof, st.booleans(), st.binary(max_size=57))
 def encoded(given: Frame) -> bytes:
     """A frame as bytes."""
     kind, connection, payload = given
-    return head(kind, connection, len(payload)) + payload
+    return head(len(payload), kind, connection) + payload
 
 
 def decoded(data: bytes, pieces: int) -> list[Frame]:
@@ -101,7 +103,7 @@ def test_the_largest_frame_and_one_that_is_too_large() -> None:
     largest = (1, 2, bytes(MAX_PAYLOAD))
     assert decoded(encoded(largest), 10_000) == [largest]
     with pytest.raises(ParseError):
-        decoded(head(1, 2, MAX_PAYLOAD + 1), 100)
+        decoded(head(MAX_PAYLOAD + 1, 1, 2), 100)
 
 
 @given(st.binary(max_size=500))
@@ -116,8 +118,15 @@ def test_any_bytes_are_frames_or_an_error(data: bytes) -> None:
 @given(numbers, st.lists(st.binary(max_size=100), max_size=3))
 def test_the_head_of_a_single_transmission(number: int, parts: list[bytes]) -> None:
     transmission = b"".join(parts)
-    data = content_head(number, len(transmission)) + transmission
-    assert decoded(data, 1000) == [(Kind.CONTENT, number, frame([transmission]))]
+    data = single_head(number, len(transmission)) + transmission
+    assert decoded(data, 1000) == [(Kind.CONTENT, number, large(frame([transmission])))]
+    assert len(data) == SINGLE_HEAD_SIZE + len(transmission)
+
+
+@given(numbers, st.binary(max_size=1000))
+def test_the_head_of_a_content(number: int, content: bytes) -> None:
+    data = content_head(number, len(content)) + content
+    assert decoded(data, 1000) == [(Kind.CONTENT, number, large(content))]
 
 
 def unequal_parts(one: Opened) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
 
-from smpd.channel import Frame, head
+from smpd.channel import HEAD_SIZE, Frame, head
 from smpd.conduit import HIGH_WATER, Conduit, pair
 
 
@@ -63,7 +63,7 @@ async def test_frames_of_a_turn_come_together(ends: tuple[End, End]) -> None:
     one, other = ends
     for number in range(20):
         one.conduit.put(7, number, b"some ", b"bytes")
-    one.conduit.put_parts(head(8, 20, 3), (b"a", b"bc"), 3)
+    one.conduit.put_parts(head(3, 8, 20), (b"a", b"bc"), HEAD_SIZE + 3)
     await until(lambda: len(other.frames) == 21)
     assert other.frames == [*((7, number, b"some bytes") for number in range(20)), (8, 20, b"abc")]
     assert other.reads == [21]
@@ -110,7 +110,7 @@ async def test_who_takes_nothing_is_not_listened_to(ends: tuple[End, End]) -> No
 async def test_the_end_of_one_side_is_noticed_once(ends: tuple[End, End]) -> None:
     one, other = ends
     other.conduit.put(3, 4, b"the last")
-    other.conduit._end_of_turn()
+    other.conduit._flush()
     other.conduit.close()
     await until(lambda: one.events)
     assert one.frames == [(3, 4, b"the last")]

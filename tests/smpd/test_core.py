@@ -48,7 +48,7 @@ class Process:
 
     def say(self, kind: Kind) -> None:
         """Says something about itself."""
-        self.channel.send(head(kind, 0, 0))
+        self.channel.send(head(0, kind, 0))
 
     def end(self, by: signal.Signals | None = None) -> None:
         """It ends, in order or by a signal."""

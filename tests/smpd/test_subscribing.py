@@ -74,6 +74,32 @@ def test_who_asks_with_get_has_no_subscription_to_lose(
     assert recipient.ask(c.Ack(message.msg_id)) == m.Ok()
 
 
+# -- answers that became errors, since a shared store failed
+
+
+def test_who_was_told_an_error_has_the_first_message_once_more(
+    recipient: Recipient, sender: Person
+) -> None:
+    """It may be the one acknowledged, or the next one: the subscriber does not know."""
+    recipient.send(sender, b"one")
+    recipient.send(sender, b"two")
+    first = recipient.event()
+    relay = recipient.person.relay
+    relay.answers_lost(recipient.recipient_id)
+    again = recipient.event()
+    assert again.msg_id == first.msg_id
+    second = expect(recipient.ask(c.Ack(first.msg_id)), m.Msg)
+    relay.answers_lost(recipient.recipient_id)
+    assert recipient.event().msg_id == second.msg_id
+    assert recipient.ask(c.Ack(second.msg_id)) == m.Ok()
+    relay.answers_lost(recipient.recipient_id)
+    assert recipient.person.events == []
+    recipient.send(sender, b"three")
+    assert recipient.body(recipient.event()) == b"three"
+    relay.answers_lost(random(24))
+    assert recipient.person.events == []
+
+
 # -- ACK
 
 

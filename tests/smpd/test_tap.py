@@ -97,6 +97,29 @@ def test_a_port_in_use_ends_the_start_with_one_sentence(directory: Path) -> None
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        (None, 'the database has no tables of this relay: "smpctl database create" makes them'),
+        ("postgresql://u:s3cret@127.0.0.1:1/x", "cannot use the database: "),
+        ("postgresql://u:s3cret/@127.0.0.1/x", "cannot use the database: where it is cannot be "),
+    ],
+)
+def test_a_database_that_cannot_be_used_ends_the_start_with_one_sentence(
+    directory: Path, database: str, where: str | None, sentence: str
+) -> None:
+    path = directory / "smpd.ini"
+    with path.open("a") as file:
+        file.write(f"[store]\nkind = postgres\ndatabase = {where or database}\n")
+    status, out, err = ended(path)
+    assert status == 1
+    # In the log, since by then the process may be in the background.
+    (line,) = [line for line in (out + err).splitlines() if "#error]" in line]
+    assert line.partition("#error] ")[2].startswith(sentence)
+    assert "Traceback" not in out + err
+    assert "s3cret" not in out + err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_and_its_connections(directory: Path, number: signal.Signals) -> None:
     process = twistd(directory / "smpd.ini")

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from smpd.channel import Decoder, Kind, head
+from smpd.channel import HEAD_SIZE, Decoder, Kind, head
 from smpd.conversation import Conversation, Conversations
 from smpd.core import EdgeChannel, EdgeLine
 from smpd.edge import Edge, RemotePartner
@@ -107,11 +107,12 @@ class Straight:
     def put(self, kind: int, connection: int, *payload: bytes) -> None:
         """As of a conduit."""
         size = sum(map(len, payload))
-        self.put_parts(head(kind, connection, size), payload, size)
+        self.put_parts(head(size, kind, connection), payload, HEAD_SIZE + size)
 
-    def put_parts(self, frame_head: bytes, payload: Sequence[bytes], size: int) -> None:
+    def put_parts(self, frame_head: bytes, others: Sequence[bytes], size: int) -> None:
         """As of a conduit."""
-        data = b"".join((frame_head, *payload))
+        data = b"".join((frame_head, *others))
+        assert len(data) == size
         self.sent.append(Kind(data[4]))
         self.other.arrive(data)
 

@@ -182,3 +182,73 @@ def test_signals_stop_it() -> None:
     reactor.run()
     """
     assert run(program) == "stopping\n"
+
+
+def test_what_is_called_before_waiting() -> None:
+    """After all that is due, however long it would wait; what fails is logged."""
+    program = """
+    from twisted.python import log
+    from txsimplex import fast_reactor
+    fast_reactor.install()
+    from twisted.internet import reactor
+    logged = []
+    log.addObserver(lambda event: logged.append(event) if event["isError"] else None)
+
+    def fail():
+        raise RuntimeError("a fault")
+
+    def first():
+        print("first")
+        reactor.callBeforeWaiting(second)
+        print("again")
+
+    def second():
+        print("second")
+        reactor.callLater(0.01, third)
+
+    def third():
+        print("third")
+        reactor.callBeforeWaiting(lambda: print("last"))
+        reactor.stop()
+
+    reactor.callLater(0, lambda: print("due"))
+    reactor.callBeforeWaiting(fail)
+    reactor.callBeforeWaiting(first)
+    reactor.run()
+    print([event["failure"].type.__name__ for event in logged])
+    """
+    said = run(program).split("\n")
+    assert said[:-1] == ["due", "first", "again", "second", "third", "last", "['RuntimeError']"]
+
+
+def test_it_does_not_wait_for_ever_to_be_called_before_waiting() -> None:
+    """Two turns more, if there is always something to do."""
+    program = """
+    import os
+    from txsimplex import fast_reactor
+    fast_reactor.install()
+    from twisted.internet import reactor
+    readable, writable = os.pipe()
+    os.write(writable, b"never read")
+
+    class Busy:
+        turns = 0
+        def fileno(self):
+            return readable
+        def logPrefix(self):
+            return "busy"
+        def doRead(self):
+            self.turns += 1
+            if self.turns in (5, 10):
+                reactor.callBeforeWaiting(self.called)
+        def called(self):
+            print("called after", self.turns)
+            if self.turns > 9:
+                reactor.stop()
+        def connectionLost(self, reason):
+            pass
+
+    reactor.addReader(Busy())
+    reactor.run()
+    """
+    assert run(program) == "called after 7\ncalled after 12\n"

@@ -46,8 +46,8 @@ class Transmission:
 
     `header` is the correlation id and the entity id as encoded, which the answer
     repeats; `authorized` what the authenticator authorises (§9.1). `proof` is what was
-    found out about the authenticator before, `made_with` the key that it turns out to be
-    made with.
+    found out about the authenticator before, `made_with` the key of which that does not say
+    that the authenticator is right with it, and it is.
     """
 
     corr_id: bytes

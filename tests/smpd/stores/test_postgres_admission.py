@@ -135,6 +135,7 @@ class Store:
     changed: set[int] = field(default_factory=set)
     given_up_numbers: list[set[int]] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
+    lost_answers: list[int] = field(default_factory=list)
     out_of_date: int = 0
     in_memory: bool = True
     on_moved: Callable[[], None] | None = None
@@ -181,6 +182,10 @@ class Store:
     def given_up(self, numbers: set[int], rows: Rows) -> None:
         """See `Steps`."""
         self.given_up_numbers.append(numbers)
+
+    def answers_lost(self, rows: Rows) -> None:
+        """See `Steps`."""
+        self.lost_answers.append(rows.batch)
 
     def moved(self, committed: int) -> None:
         """See `Steps`."""
@@ -529,6 +534,7 @@ def test_what_others_have_changed_is_given_up_at_once(hopeless: Exception) -> No
     setting.settle(0.5)
     assert said == ["another relay was faster"]
     assert setting.store.given_up_numbers == [{1}]
+    assert setting.store.lost_answers == [1]
     assert setting.lanes[0].done == ["load", "write", "again"]
 
 
@@ -546,6 +552,22 @@ def test_in_doubt_it_is_tried_again_until_patience_ends() -> None:
     setting.ask("next", object(), 1, change=True)
     setting.settle(0.5)
     assert said == ["the database cannot be reached", None]
+
+
+def test_who_was_told_an_error_is_looked_at_when_it_was_written_after_all() -> None:
+    setting = Setting(1)
+    setting.ask("changed", object(), 1, change=True)
+    said = setting.listen("changed")
+    setting.turn()
+    setting.run(0)
+    assert setting.lanes[0].done == ["load"]
+    setting.turn(PATIENCE + 0.5)
+    setting.turn()
+    assert said == ["the database does not answer in time"]
+    assert setting.store.lost_answers == []
+    setting.settle()
+    assert setting.lanes[0].done == ["load", "write"]
+    assert (setting.store.lost_answers, setting.store.given_up_numbers) == ([1], [])
 
 
 def test_one_line_for_a_database_that_fails_and_one_when_it_is_back() -> None:
