@@ -209,7 +209,7 @@ class Proxy:
             known.waiting_count -= 1
             if not others:
                 known.waiting.pop(link, None)
-            if self._seconds() - waiting.since > ANSWER_TIME:
+            if self._seconds() - waiting.since >= ANSWER_TIME:
                 self._answer(client, link, waiting.transmission, TIMED_OUT)
             else:
                 self._start(client, known, link, waiting)
