@@ -29,7 +29,7 @@ from tests.conformance.clients import (
 from tests.conformance.relays import Credentials, RelayProcess
 from tests.conformance.versions import at_versions
 from txsimplex.addresses import Host, RelayLocation
-from txsimplex.client.errors import HandshakeError, ProxyError
+from txsimplex.client.errors import HandshakeError, ProxyError, RelayError, TooLargeError
 from txsimplex.client.proxied import ProxiedRelay, through
 from txsimplex.client.smp import SMPClient
 from txsimplex.keys import Algorithm, PrivateKey
@@ -147,7 +147,7 @@ async def test_192_an_unsecured_queue(relays: GetRelay, version: int) -> None:
 
 @pytest.mark.parametrize("greatest", [8, 10, 11, 13, 14, 17, 18])
 @at_versions(8, 10, 11, 14, 18)
-async def test_193_194_secured_queues_whatever_the_versions(
+async def test_193_secured_queues_whatever_the_versions(
     relays: GetRelay, greatest: int, version: int
 ) -> None:
     """With the versions of both relays forced, and keys of each kind; 16,048 bytes."""
@@ -164,6 +164,18 @@ async def test_193_194_secured_queues_whatever_the_versions(
             await routed.send(queue.sender_id, b"")
         with refused("AUTH"):
             await routed.send(queue.sender_id, b"", key=new_key(algorithm))
+
+
+@at_versions(18)
+async def test_194_bodies_of_the_greatest_size(relays: GetRelay, version: int) -> None:
+    proxy, relay = relays(PROXY), relays({})
+    client, recipient = await proxy.connect(version), await relay.connect()
+    routed = await through(client, relay.process.location)
+    for algorithm in ALGORITHMS:
+        queue, key = await make_secured_queue(recipient, algorithm)
+        await deliver(routed, recipient, queue, key)
+        with pytest.raises(TooLargeError):
+            await routed.send(queue.sender_id, bytes(16200), key=key)
 
 
 @at_versions(8, 18)
@@ -228,7 +240,7 @@ async def test_196_many_messages(
 
 
 @at_versions(18)
-async def test_197_249_a_port_at_which_nobody_listens(relays: GetRelay, version: int) -> None:
+async def test_197_a_port_at_which_nobody_listens(relays: GetRelay, version: int) -> None:
     raw = await relays(PROXY).raw(version)
     there = RelayLocation((Host.parse("127.0.0.1"),), str(closed_port()), os.urandom(32))
     for _ in range(1000):
@@ -292,7 +304,7 @@ async def test_199_a_relay_that_was_restarted(
 
 
 @at_versions(8, 18)
-async def test_202_248_commands_that_are_not_forwarded(relays: GetRelay, version: int) -> None:
+async def test_202_commands_that_are_not_forwarded(relays: GetRelay, version: int) -> None:
     proxy, relay = relays(PROXY), relays({})
     client, recipient = await proxy.connect(version), await relay.connect()
     routed = await through(client, relay.process.location)
@@ -300,13 +312,25 @@ async def test_202_248_commands_that_are_not_forwarded(relays: GetRelay, version
     others: list[tuple[Command, bytes, PrivateKey | None]] = [
         (Sub(), *queue.own),
         (Del(), *queue.own),
-        (Ping(), b"", None),
         (New(queue.key.public, new_key(Algorithm.X25519).public, None, True), b"", queue.key),
     ]
     for command, entity_id, key in others:
         with refused("CMD PROHIBITED"):
             await routed.request(command, entity_id, key)
     await deliver(routed, recipient, queue)
+
+
+@at_versions(8, 18)
+async def test_248_ping_and_sub_are_answered_inside(relays: GetRelay, version: int) -> None:
+    """The proxy sees an answer like any other."""
+    client = await relays(PROXY).connect(version)
+    routed = await through(client, relays({}).process.location)
+    for command in (Ping(), Sub()):
+        entity_id, key = (b"", None) if isinstance(command, Ping) else (new_id(), new_key())
+        with pytest.raises(RelayError) as caught:
+            await routed.request(command, entity_id, key)
+        assert not isinstance(caught.value, ProxyError)
+        assert str(caught.value.error) == "CMD PROHIBITED"
 
 
 @at_versions(8, 18)
