@@ -15,7 +15,7 @@ written by then is given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from queue import Empty, SimpleQueue
 from random import random
 from typing import Any, Final, Protocol
@@ -27,7 +27,7 @@ from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, CallLater, Worker
 from smpd.stores.interface import Wanted, What
-from smpd.stores.postgres_database import failure_reason
+from smpd.stores.postgres_database import failure_reason, is_lost
 from smpd.stores.postgres_lane import ConflictError, Lane
 from smpd.stores.postgres_rows import Found, Key, Query, Rows
 
@@ -149,6 +149,12 @@ class Steps(Protocol):
 
     def answers_lost(self, rows: Rows) -> None:
         """The answers to what was written, or was not, became errors."""
+
+    def lost(self, busy: Set[int]) -> None:
+        """A connection was lost, with which there may be another database the next time.
+
+        `busy` are the numbers of queues that transactions under way have.
+        """
 
     def moved(self, committed: int) -> None:
         """All changes up to this number are safe, or `spoiled`."""
@@ -474,6 +480,8 @@ class Admission:
     # -- trouble
 
     def _note_trouble(self, error: Exception) -> None:
+        if is_lost(error):
+            self._steps.lost(self._busy_numbers)
         reason = failure_reason(error)
         if reason != self._trouble:
             self._trouble = reason

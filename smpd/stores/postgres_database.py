@@ -43,6 +43,8 @@ _SETTINGS: Final = (
     f"SET search_path = {SCHEMA}",
     "SET idle_in_transaction_session_timeout = '10s'",
     "SET lock_timeout = '5s'",
+    # Each statement sees what others have committed before it.
+    "SET default_transaction_isolation = 'read committed'",
     "SET enable_seqscan = off",
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
@@ -50,9 +52,12 @@ _SETTINGS: Final = (
     "SET plan_cache_mode = force_generic_plan",
 )
 
+_STATES: Final = {
+    "25006": "the database is read-only",
+    "25P03": "the relay was held up for too long",
+}
 _CLASSES: Final = {
     "08": "the database cannot be reached",
-    "25": "the database is read-only",
     "28": "the database refuses the relay",
     "53": "the database has no room",
     "57": "the database is stopping",
@@ -70,8 +75,17 @@ def failure_reason(error: Exception) -> str:
         state = error.sqlstate
         if state is None:
             return "the database cannot be reached"
-        return _CLASSES.get(state[:2], f"the database reports an error ({state})")
+        return _STATES.get(state) or _CLASSES.get(
+            state[:2], f"the database reports an error ({state})"
+        )
     return f"an error of the store itself ({type(error).__name__})"
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error is the end of a connection."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    return error.sqlstate is None or error.sqlstate[:2] in ("08", "57")
 
 
 def connect(database: str) -> Connection:

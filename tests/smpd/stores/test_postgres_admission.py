@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -134,6 +134,7 @@ class Store:
     locked: set[int] = field(default_factory=set)
     changed: set[int] = field(default_factory=set)
     given_up_numbers: list[set[int]] = field(default_factory=list)
+    losses: list[set[int]] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     lost_answers: list[int] = field(default_factory=list)
     out_of_date: int = 0
@@ -186,6 +187,10 @@ class Store:
     def answers_lost(self, rows: Rows) -> None:
         """See `Steps`."""
         self.lost_answers.append(rows.batch)
+
+    def lost(self, busy: Set[int]) -> None:
+        """See `Steps`."""
+        self.losses.append(set(busy))
 
     def moved(self, committed: int) -> None:
         """See `Steps`."""
