@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import sql, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -65,6 +65,11 @@ _CLASSES: Final = {
 
 # It logs what is left of connections that were lost. The store logs what matters, once.
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+# Psycopg 3.1 waits with `select` where it has no C part. That takes no numbers from 1024 on, and a
+# busy relay has more connections than that: it could never connect to its database again.
+if waiting.wait is waiting.wait_select:
+    waiting.wait = waiting.wait_epoll
 
 Connection = psycopg.Connection[Any]
 
