@@ -304,7 +304,8 @@ def _settled(measured: Measured) -> Use:
     return written
 
 
-def _possible_stores() -> list[str]:
+def possible_stores() -> list[str]:
+    """The stores that there can be here."""
     reason = why_unavailable()
     if reason is None:
         return list(STORES)
@@ -317,7 +318,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     cores = Cores(not options.no_pin)
     with ExitStack() as stack:
         all_measured = []
-        for store in options.stores or _possible_stores():
+        for store in options.stores or possible_stores():
             say(f"starting an smpd with the {store} store")
             relay = stack.enter_context(
                 Installation(cores, store=store, parent=options.directory, settings=_QUOTA)

@@ -59,6 +59,9 @@ _NUMBER_LINE: Final = 0
 _MEMORY_LINE: Final = 6
 _STATE_LINE: Final = 7
 _IPC_RMID: Final = 0
+_SWEEP: Final = 'trap "" HUP INT TERM; read -r _; sleep 1; rm -rf "$1"'
+"""Removes a directory when the pipe that it reads from ends, so when this process has ended."""
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -102,8 +105,9 @@ class PostgresServer:
     """A PostgreSQL server in a temporary directory, which listens there and on 127.0.0.1.
 
     A context manager: it is started when the block is entered, and ended and removed when
-    the block is left; the kernel ends it when this process dies. Its roles have passwords,
-    made at random and needed on both ways.
+    the block is left. When this process dies the kernel ends it, and a process that waits
+    for that removes its directory. Its roles have passwords, made at random and needed on
+    both ways.
 
     `fsync` makes it safe from power cuts, as a server usually is, and slow. `settings` are
     further parameters of PostgreSQL's configuration. The directory is made in `parent`,
@@ -128,6 +132,7 @@ class PostgresServer:
         self._port = 0
         self._directory: Path | None = None
         self._process: Process | None = None
+        self._sweeper: subprocess.Popen[bytes] | None = None
         self._paused: list[int] = []
 
     # -- starting and ending
@@ -206,6 +211,10 @@ class PostgresServer:
                 # Of a server that was killed; one that is stopped removes it.
                 _remove_shared_memory(directory)
                 shutil.rmtree(directory)
+            if self._sweeper is not None:
+                self._sweeper.kill()
+                self._sweeper.communicate()
+                self._sweeper = None
 
     def __enter__(self) -> PostgresServer:
         self.start()
@@ -305,6 +314,14 @@ class PostgresServer:
 
     def _make(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="postgres-", dir=self._parent)).resolve()
+        self._sweeper = subprocess.Popen(
+            ("sh", "-c", _SWEEP, "sh", str(self._directory)),
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         password = self._directory / "password"
         password.touch(0o600)
         password.write_text(self._passwords[ADMINISTRATOR])

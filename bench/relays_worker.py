@@ -83,6 +83,8 @@ class _SharedQueue:
         self.owed_since: float | None = None
         """Since when there ought to be one."""
         self.moving = False
+        self.in_doubt = False
+        """Whether SUB was answered by an error of the store."""
         self.left: list[_Connection] = []
         """Where it was subscribed to, and END has not come."""
         self.marker_acks = 0
@@ -393,18 +395,22 @@ class RelaysWorker:
     async def _stay(self, queue: _SharedQueue) -> None:
         """Waits until a connection is lost, or it is time to go to another."""
         until = time.monotonic() + random.uniform(0, _STAY)
-        while not queue.deleted and queue.subscribed:
+        while not queue.deleted:
             connection = queue.recipient
             if connection is None or not connection.client.connected:
                 return
-            leaves = queue.moving or (time.monotonic() > until and not self._draining)
+            leaves = (
+                queue.moving
+                or not queue.subscribed
+                or (time.monotonic() > until and not self._draining)
+            )
             # The books could not tell whether a queue is full if both had a marker.
             if leaves and not queue.marker_acks:
                 return
             await sleep(STEP)
 
     async def _subscribe(self, queue: _SharedQueue, connection: _Connection) -> None:
-        queue.subscribed = queue.moving = False
+        queue.subscribed = queue.moving = queue.in_doubt = False
         queue.idle_since = None
         queue.recipient = connection
         queue.marker_acks = 0
@@ -418,6 +424,8 @@ class RelaysWorker:
             return
         except RelayError as error:
             if self._is_of_store(error):
+                # It may be subscribed nevertheless.
+                queue.in_doubt = True
                 await sleep(_RETRY)
             elif not is_auth(error):
                 self.ledger.wrong_answer(f"SUB was answered by {error}", queue.key)
@@ -481,7 +489,7 @@ class RelaysWorker:
         if delay:
             await sleep(delay)
         run = self.ledger.run_of(queue.key)
-        if queue.recipient is not connection or queue.deleted:
+        if queue.recipient is not connection or queue.deleted or queue.in_doubt:
             return
         queue.marker_acks += number is None
         self.ledger.ack_asked(queue.key, number, msg_id)
@@ -504,14 +512,16 @@ class RelaysWorker:
             queue.idle_since = time.monotonic()
 
     def _not_acknowledged(self, queue: _SharedQueue, run: int, error: RelayError) -> None:
-        if self.ledger.run_of(queue.key) != run:
-            # It had lost the queue to another.
+        same = self.ledger.run_of(queue.key) == run
+        if same:
+            queue.marker_acks = 0
+        if not same or queue.in_doubt:
+            # It had lost the queue to another, or had never got it.
             right = error.error == errors.NO_MSG or is_auth(error) or self._is_of_store(error)
             if not right:
                 self.ledger.ack_failed(queue.key, str(error))
         elif self._is_of_store(error):
             self.ledger.note(queue.key, str(error))
-            queue.marker_acks = 0
             queue.moving = True
         else:
             self.ledger.ack_failed(queue.key, str(error))

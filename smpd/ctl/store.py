@@ -81,7 +81,9 @@ def _convert(arguments: argparse.Namespace) -> None:
     try:
         there, written = _copy(arguments.source, arguments.target)
     except KeyboardInterrupt:
-        raise CommandError("interrupted: FROM is as it was, and nothing is in TO") from None
+        raise CommandError(
+            "interrupted: FROM is as it was, and nothing is in TO, or all if it was at the end"
+        ) from None
     _show(there, written)
     if there != written:
         raise CommandError("the counts differ, so FROM is damaged: nothing is in TO")
@@ -143,6 +145,7 @@ class Progress:
         if now < self._next:
             return
         self._next = now + self._interval
+        self._told = True
         rate = (done.queues + done.messages) / (now - self._start)
         text = (
             f"{done.queues:,} of {self._total.queues:,} queues,"
@@ -150,7 +153,6 @@ class Progress:
         )
         self._out.write(f"\r{text}\x1b[K" if self._on_terminal else f"{text}\n")
         self._out.flush()
-        self._told = True
 
     def end(self) -> None:
         """Nothing is told any more."""

@@ -54,6 +54,12 @@ _BYTES: Final = 16 << 20
 _FETCHED: Final = 2000
 _BODIES_FETCHED: Final = 200
 _LOCK_TIME: Final = "5s"
+_SETTINGS: Final = (
+    "SET LOCAL search_path = smpd",
+    # Whatever is usual on this server: it takes as long as it takes.
+    "SET LOCAL statement_timeout = 0",
+    "SET LOCAL idle_in_transaction_session_timeout = 0",
+)
 
 _QUEUES: Final = f"""
     SELECT {", ".join(f"queue.{name}" for name in QUEUE_COLUMNS)},
@@ -111,6 +117,11 @@ def _told(action: str) -> Iterator[None]:
         raise StoreUnusable(f"cannot {action} the database: it is damaged") from error
 
 
+def _set_up(connection: Connection) -> None:
+    for setting in _SETTINGS:
+        connection.execute(sql.SQL(setting))
+
+
 def _count(connection: Connection) -> Counts:
     (row,) = connection.execute(_COUNTS).fetchall()
     return Counts(*row)
@@ -135,7 +146,7 @@ class PostgresSource(Source):
         connection.autocommit = False
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        connection.execute("SET LOCAL search_path = smpd")
+        _set_up(connection)
 
     def records(self) -> Iterator[Record]:
         with _told("read"):
@@ -197,7 +208,7 @@ class PostgresTarget(Target):
     def _begin(self) -> None:
         connection = self._connection
         connection.autocommit = False
-        connection.execute("SET LOCAL search_path = smpd")
+        _set_up(connection)
         connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(_LOCK_TIME))
         tables = sql.SQL(", ").join(map(sql.Identifier, _TABLES))
         # Nobody sees or changes anything until the end.

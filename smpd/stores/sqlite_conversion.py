@@ -150,7 +150,6 @@ class SqliteTarget(Target):
                     raise StoreUnusable(f"the store {directory} is not empty")
             self._files = self._open_beside()
         except BaseException:
-            self._former.close()
             self._forget_former()
             raise
         self._open = True
@@ -253,7 +252,9 @@ class SqliteTarget(Target):
             # Nobody gets at either store before both are closed and one is gone.
             locks = [os.dup(self._former.lock), os.dup(self._files.lock)]
             try:
-                self._close_both()
+                self._open = False
+                self._files.close()
+                self._former.close()
                 _remove_store(self._directory)
                 self._beside.rename(self._directory)
                 self._finished = True
@@ -262,22 +263,27 @@ class SqliteTarget(Target):
                 for lock in locks:
                     os.close(lock)
 
-    def _close_both(self) -> None:
+    def close(self) -> None:
         if self._open:
             self._open = False
             self._files.close()
-            self._former.close()
-
-    def close(self) -> None:
-        self._close_both()
+            self._forget_former()
+        elif not self._finished and self._made:
+            # Both are closed, and one is removed: the other could not take its place.
+            shutil.rmtree(self._directory, ignore_errors=True)
         if not self._finished:
             shutil.rmtree(self._beside, ignore_errors=True)
-            self._forget_former()
 
     def _forget_former(self) -> None:
-        """Removes the empty store that was made to keep relays out."""
-        if self._made:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        """Closes the empty store that kept relays out, and removes it if it was made for that."""
+        # No relay takes it up in between.
+        lock = os.dup(self._former.lock)
+        try:
+            self._former.close()
+            if self._made:
+                shutil.rmtree(self._directory, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _check_place(directory: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+NONE = ("lost", "duplicated_after_ack", "out_of_order", "altered", "queues_lost")
+
 pytestmark = pytest.mark.slow
 
 
@@ -48,5 +50,51 @@ def test_a_store_on_disk_loses_nothing(by: str) -> None:
     assert result["kills"] >= 2
     assert result["acknowledged"] > 0
     assert result["redelivered"] > 0
-    for name in ("lost", "duplicated_after_ack", "out_of_order", "altered", "queues_lost"):
+    for name in NONE:
         assert result[name] == 0
+
+
+@pytest.mark.usefixtures("postgres_programs")
+def test_a_database_loses_nothing() -> None:
+    status, result = run("--store", "postgres", "--seconds", "8", "--queues", "20")
+    assert result["faults"] == []
+    assert status == 0
+    assert result["kills"] >= 1
+    assert result["acknowledged"] > 0
+    for name in NONE:
+        assert result[name] == 0
+
+
+@pytest.mark.usefixtures("postgres_programs")
+@pytest.mark.parametrize("kill_database", ["0", "0.5"])
+def test_relays_that_share_a_database_lose_nothing(kill_database: str) -> None:
+    status, result = run(
+        *("--store", "postgres", "--relays", "2", "--kill-database", kill_database),
+        *("--seconds", "15", "--queues", "20"),
+    )
+    assert result["faults"] == []
+    assert status == 0
+    assert result["relays"] == 2
+    assert result["kills"] >= 2
+    assert result["acknowledged"] > 0
+    assert result["moves"] > 0
+    for name in NONE:
+        assert result[name] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--relays", "2"), ("--kill-database", "0.1", "--store", "sqlite"), ("--kill-database", "2")],
+    ids=str,
+)
+def test_bad_usage(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.crash", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr
+    assert "Traceback" not in done.stderr

@@ -44,6 +44,28 @@ def test_stores_are_compared_run_by_run() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stores", [["memory"], ["memory", "sqlite"]], ids=str)
 def test_figures(stores: list[str]) -> None:
+    check_figures(stores)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("postgres_programs")
+def test_figures_of_a_database() -> None:
+    figures = check_figures(["memory", "postgres"])["postgres"]
+    relay, database = figures["relay_cpu_us_per_message"], figures["database_cpu_us_per_message"]
+    assert database > 0
+    assert relay == pytest.approx(1e6 / figures["messages_per_cpu_second"], rel=0.01)
+    assert relay + database == pytest.approx(
+        1e6 / figures["messages_per_cpu_second_together"], rel=0.01
+    )
+    # The log of changes and the table.
+    assert figures["database_bytes_written_per_message"] > 2 * 16048
+    assert figures["bytes_written_per_message"] == pytest.approx(
+        figures["database_bytes_written_per_message"] + figures["relay_bytes_written_per_message"],
+        abs=1,
+    )
+
+
+def check_figures(stores: list[str]) -> dict[str, Any]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "bench.durability", "--quick", "--json"),
@@ -70,6 +92,7 @@ def test_figures(stores: list[str]) -> None:
             assert written == figures["bytes_written_per_message_at_once"] == 0
         else:
             assert written > result["message_bytes"] / 2
+    return result
 
 
 def test_a_store_that_there_is_not() -> None:

@@ -238,8 +238,7 @@ def test_server_ends_with_the_process_that_started_it() -> None:
     pids = [int(number) for number in numbers]
     assert pids
     wait_until(lambda: not any(map(lives, pids)))
-    # What it had on disk is what a SIGKILL leaves.
-    subprocess.run(["rm", "-r", place], check=True)
+    wait_until(lambda: not Path(place).exists())
 
 
 def test_nothing_is_left_over_of_a_test_session() -> None:

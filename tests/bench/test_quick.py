@@ -62,6 +62,15 @@ def test_relay() -> None:
     assert all(each["faults"] == [] and each["messages"] > 0 for each in result["runs"])
 
 
+def test_conversion() -> None:
+    result = run("conversion", "--queues", "500", "--messages", "200")
+    assert result["faults"] == []
+    for name in ("to_postgres", "to_sqlite"):
+        assert result[f"{name}_seconds"] > 0
+        assert result[f"{name}_cpu_seconds"] > 0
+        assert result[f"{name}_peak_mib"] > 10
+
+
 SHORT = ("--seconds", "1", "--latency-seconds", "0")
 
 
@@ -92,6 +101,23 @@ def test_processes() -> None:
     assert two["gain_on_two_cores"] > 0
 
 
+@pytest.mark.usefixtures("postgres_programs")
+def test_processes_with_a_database() -> None:
+    short = ("--seconds", "1", "--connections", "10", "--repeat", "1", "--processes", "1,2")
+    result = run("processes", "--store", "postgres", *short)
+    for name in ("processes_1", "processes_2"):
+        assert result[name]["database_us_per_message"] > 0
+        assert result[name]["faults"] == []
+
+
+@pytest.mark.usefixtures("postgres_programs")
+def test_relay_with_a_database() -> None:
+    result = run("relay", *SHORT, "--connections", "8", "--versions", "18", "--store", "postgres")
+    (only,) = result["runs"]
+    assert only["faults"] == []
+    assert only["messages"] > 0
+
+
 def test_connections() -> None:
     result = run("connections", "--idle", "200", "--burst", "50", "--seconds", "2")
     for key in (
@@ -115,7 +141,22 @@ def test_connections_dropped() -> None:
     ("name", "begun"), [("relay", "warming up"), ("durability", "full load"), ("crash", "kills;")]
 )
 def test_nothing_is_left_running(name: str, begun: str, by: signal.Signals) -> None:
-    options = () if name == "crash" else ("--connections", "8")
+    check_that_nothing_is_left(name, begun, by, ())
+
+
+@pytest.mark.usefixtures("postgres_programs")
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize("relays", ["1", "2"])
+def test_no_database_is_left_running(relays: str, by: signal.Signals) -> None:
+    check_that_nothing_is_left(
+        "crash", "kills;", by, ("--store", "postgres", "--relays", relays), processes=8
+    )
+
+
+def check_that_nothing_is_left(
+    name: str, begun: str, by: signal.Signals, more: tuple[str, ...], processes: int = 2
+) -> None:
+    options = more if name == "crash" else ("--connections", "8", *more)
     with subprocess.Popen(
         command(name, *options),
         cwd=ROOT,
@@ -128,10 +169,10 @@ def test_nothing_is_left_running(name: str, begun: str, by: signal.Signals) -> N
             if begun in line:
                 break
         deadline = time.monotonic() + 5
-        while len(started := children(process.pid)) < 2 and time.monotonic() < deadline:
+        while len(started := children(process.pid)) < processes and time.monotonic() < deadline:
             # A server that was killed is started again.
             time.sleep(0.01)
-        assert len(started) >= 2
+        assert len(started) >= processes
         process.send_signal(by)
         process.wait(15)
     deadline = time.monotonic() + 5

@@ -60,8 +60,19 @@ def test_what_was_filled_in(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_figures() -> None:
+    check_figures("sqlite")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("postgres_programs")
+def test_figures_of_a_database() -> None:
+    check_figures("postgres")
+
+
+def check_figures(store: str) -> None:
+    size = ("--queues", "6000", "--messages", "3000", "--repeat", "2")
     done = subprocess.run(
-        command("--queues", "6000", "--messages", "3000", "--repeat", "2"),
+        command("--store", store, *size),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -91,7 +91,7 @@ def unusable(server: PostgresServer, database: str) -> dict[str, tuple[str, str]
         ),
         "no database": (make_conninfo("", **{**parts, "dbname": "none"}), '"none" does not exist'),
         "server down": (make_conninfo("", **{**parts, "port": 1}), "onnection refused"),
-        "no host": (f"postgresql://u:{SECRET}@none.invalid/x", "none.invalid"),
+        "no host": (f"postgresql://u:{SECRET}@none.invalid/x", "cannot use the database: "),
         "no URL": (f"postgresql://u:1/{SECRET}%zz@127.0.0.1/x", "cannot be understood"),
         "a slash": (f"postgresql://u:{SECRET}/@127.0.0.1/x", "cannot be understood"),
         "an at": (f"postgresql://u:x@{SECRET}@127.0.0.1/x", "cannot be understood"),
@@ -326,7 +326,7 @@ class TestStart:
 
         monkeypatch.delitem(sys.modules, "psycopg")
         monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-        assert "pool (no pq wrapper available): install" in self.refusal(smpctl)
+        assert "psycopg 3 (no pq wrapper available): install" in self.refusal(smpctl)
 
 
 TABLE = """\
