@@ -39,6 +39,8 @@ _ATTEMPTS: Final = 3
 """How often that is done before it is waited for, in a transaction apart."""
 _RETRY: Final = 0.25
 """Seconds until a database that failed is tried again."""
+_TRUE_FOR: Final = 5.0
+"""Seconds for which locks are surely kept; the database takes them after 10 (`_SETTINGS`)."""
 _WATCH: Final = 0.25
 """How often it is checked, in seconds, whether something waits for too long."""
 _FAULTY: Final = "an error of the store itself"
@@ -252,7 +254,13 @@ class Admission:
         self._busy_keys |= batch.keys
         query = self._steps.query(chosen)
         query.patient = patient
-        self._submit(batch.lane, lambda: batch.lane.lane.load(query), self._loaded, batch, query)
+
+        def load() -> Found:
+            found = batch.lane.lane.load(query)
+            found.at = self._seconds()
+            return found
+
+        self._submit(batch.lane, load, self._loaded, batch, query)
 
     def _choose(self) -> list[Request]:
         """What can be in one batch now: nothing of it is waited for by what came before."""
@@ -346,6 +354,11 @@ class Admission:
             self._finish(batch)
             return
         self._end_trouble()
+        if self._seconds() - found.at >= _TRUE_FOR:
+            # The relay was held up, and the database may have given its locks to others.
+            self._wait_again(batch)
+            self._leave(batch)
+            return
         before = self._steps.noted
         try:
             numbers = self._steps.begin(query, found)

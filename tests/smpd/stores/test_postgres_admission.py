@@ -601,6 +601,22 @@ def test_a_lock_that_is_not_to_be_had_is_no_trouble_of_the_database() -> None:
     assert not lines
 
 
+def test_a_relay_that_was_held_up_reads_again() -> None:
+    """The database may have ended its transaction meanwhile, and others have changed the queue."""
+    setting = Setting(1)
+    setting.ask("read", object(), 1)
+    setting.turn()
+    setting.workers[0].jobs.popleft()()
+    # The process was stopped; what threads have left is the first thing when it goes on.
+    setting.clock.rightNow += 6.0
+    while setting.calls:
+        setting.calls.popleft()()
+    assert setting.done == []
+    setting.settle(0.5)
+    assert setting.done == [("read", "the database does not answer in time")]
+    assert setting.lanes[0].done[:2] == ["load", "leave"]
+
+
 # -- the end
 
 
