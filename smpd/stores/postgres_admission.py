@@ -15,7 +15,7 @@ written by then is given up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from queue import Empty, SimpleQueue
 from random import random
 from typing import Any, Final, Protocol
@@ -27,7 +27,7 @@ from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, CallLater, Worker
 from smpd.stores.interface import Wanted, What
-from smpd.stores.postgres_database import failure_reason
+from smpd.stores.postgres_database import failure_reason, is_lost
 from smpd.stores.postgres_lane import ConflictError, Lane
 from smpd.stores.postgres_rows import Found, Key, Query, Rows
 
@@ -39,6 +39,8 @@ _ATTEMPTS: Final = 3
 """How often that is done before it is waited for, in a transaction apart."""
 _RETRY: Final = 0.25
 """Seconds until a database that failed is tried again."""
+_TRUE_FOR: Final = 5.0
+"""Seconds for which locks are surely kept; the database takes them after 10 (`_SETTINGS`)."""
 _WATCH: Final = 0.25
 """How often it is checked, in seconds, whether something waits for too long."""
 _FAULTY: Final = "an error of the store itself"
@@ -150,6 +152,12 @@ class Steps(Protocol):
     def answers_lost(self, rows: Rows) -> None:
         """The answers to what was written, or was not, became errors."""
 
+    def lost(self, busy: Set[int]) -> None:
+        """A connection was lost, with which there may be another database the next time.
+
+        `busy` are the numbers of queues that transactions under way have.
+        """
+
     def moved(self, committed: int) -> None:
         """All changes up to this number are safe, or `spoiled`."""
 
@@ -246,7 +254,13 @@ class Admission:
         self._busy_keys |= batch.keys
         query = self._steps.query(chosen)
         query.patient = patient
-        self._submit(batch.lane, lambda: batch.lane.lane.load(query), self._loaded, batch, query)
+
+        def load() -> Found:
+            found = batch.lane.lane.load(query)
+            found.at = self._seconds()
+            return found
+
+        self._submit(batch.lane, load, self._loaded, batch, query)
 
     def _choose(self) -> list[Request]:
         """What can be in one batch now: nothing of it is waited for by what came before."""
@@ -340,6 +354,11 @@ class Admission:
             self._finish(batch)
             return
         self._end_trouble()
+        if self._seconds() - found.at >= _TRUE_FOR:
+            # The relay was held up, and the database may have given its locks to others.
+            self._wait_again(batch)
+            self._leave(batch)
+            return
         before = self._steps.noted
         try:
             numbers = self._steps.begin(query, found)
@@ -474,6 +493,8 @@ class Admission:
     # -- trouble
 
     def _note_trouble(self, error: Exception) -> None:
+        if is_lost(error):
+            self._steps.lost(self._busy_numbers)
         reason = failure_reason(error)
         if reason != self._trouble:
             self._trouble = reason

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import sql, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -43,6 +43,8 @@ _SETTINGS: Final = (
     f"SET search_path = {SCHEMA}",
     "SET idle_in_transaction_session_timeout = '10s'",
     "SET lock_timeout = '5s'",
+    # Each statement sees what others have committed before it.
+    "SET default_transaction_isolation = 'read committed'",
     "SET enable_seqscan = off",
     "SET enable_hashjoin = off",
     "SET enable_mergejoin = off",
@@ -50,9 +52,12 @@ _SETTINGS: Final = (
     "SET plan_cache_mode = force_generic_plan",
 )
 
+_STATES: Final = {
+    "25006": "the database is read-only",
+    "25P03": "the relay was held up for too long",
+}
 _CLASSES: Final = {
     "08": "the database cannot be reached",
-    "25": "the database is read-only",
     "28": "the database refuses the relay",
     "53": "the database has no room",
     "57": "the database is stopping",
@@ -60,6 +65,11 @@ _CLASSES: Final = {
 
 # It logs what is left of connections that were lost. The store logs what matters, once.
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+# Psycopg 3.1 waits with `select` where it has no C part. That takes no numbers from 1024 on, and a
+# busy relay has more connections than that: it could never connect to its database again.
+if waiting.wait is waiting.wait_select:
+    waiting.wait = waiting.wait_epoll
 
 Connection = psycopg.Connection[Any]
 
@@ -70,8 +80,17 @@ def failure_reason(error: Exception) -> str:
         state = error.sqlstate
         if state is None:
             return "the database cannot be reached"
-        return _CLASSES.get(state[:2], f"the database reports an error ({state})")
+        return _STATES.get(state) or _CLASSES.get(
+            state[:2], f"the database reports an error ({state})"
+        )
     return f"an error of the store itself ({type(error).__name__})"
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error is the end of a connection."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    return error.sqlstate is None or error.sqlstate[:2] in ("08", "57")
 
 
 def connect(database: str) -> Connection:

@@ -71,8 +71,10 @@ class Found:
     `busy` and `taken` are keys and exclusive ids that another transaction has now. `rows` are
     those of queues of which another version, or none, is in memory; `messages` the first
     ones, for queues of which more are wanted than are in memory; `expired` what was removed.
+    `at` is when that was, by the clock of the admission.
     """
 
+    at: float = 0.0
     numbers: dict[Key, int] = field(default_factory=dict)
     states: dict[int, State] = field(default_factory=dict)
     busy: set[Key] = field(default_factory=set)

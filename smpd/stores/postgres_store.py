@@ -7,7 +7,7 @@ What is done to queues is done in transactions in which they are locked, many to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Final
 
@@ -145,6 +145,14 @@ class PostgresStore(SharedQueues):
         """See `smpd.stores.postgres_admission.Steps`."""
         if self.elsewhere is not None and not self._closed:
             self._hearing.look_again(self.elsewhere, rows.lost_from)
+
+    def lost(self, busy: Set[int]) -> None:
+        """See `smpd.stores.postgres_admission.Steps`.
+
+        One that stood by may not have had the last changes. Then versions say nothing any more.
+        """
+        self._forget(set(self._numbers) - busy)
+        self._seen.clear()
 
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
         """See `smpd.stores.postgres_admission.Steps`."""

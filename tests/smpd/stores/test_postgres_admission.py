@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -134,6 +134,7 @@ class Store:
     locked: set[int] = field(default_factory=set)
     changed: set[int] = field(default_factory=set)
     given_up_numbers: list[set[int]] = field(default_factory=list)
+    losses: list[set[int]] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     lost_answers: list[int] = field(default_factory=list)
     out_of_date: int = 0
@@ -186,6 +187,10 @@ class Store:
     def answers_lost(self, rows: Rows) -> None:
         """See `Steps`."""
         self.lost_answers.append(rows.batch)
+
+    def lost(self, busy: Set[int]) -> None:
+        """See `Steps`."""
+        self.losses.append(set(busy))
 
     def moved(self, committed: int) -> None:
         """See `Steps`."""
@@ -594,6 +599,22 @@ def test_a_lock_that_is_not_to_be_had_is_no_trouble_of_the_database() -> None:
         setting.settle(0.5)
     assert setting.done == [("locked", None)]
     assert not lines
+
+
+def test_a_relay_that_was_held_up_reads_again() -> None:
+    """The database may have ended its transaction meanwhile, and others have changed the queue."""
+    setting = Setting(1)
+    setting.ask("read", object(), 1)
+    setting.turn()
+    setting.workers[0].jobs.popleft()()
+    # The process was stopped; what threads have left is the first thing when it goes on.
+    setting.clock.rightNow += 6.0
+    while setting.calls:
+        setting.calls.popleft()()
+    assert setting.done == []
+    setting.settle(0.5)
+    assert setting.done == [("read", "the database does not answer in time")]
+    assert setting.lanes[0].done[:2] == ["load", "leave"]
 
 
 # -- the end

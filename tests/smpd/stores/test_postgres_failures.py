@@ -294,6 +294,60 @@ def test_it_was_deleted_meanwhile() -> None:
             assert row == (0,), table
 
 
+def test_another_server_takes_over() -> None:
+    """It has not got what was changed last, so a version may be there twice: memory is empty."""
+    database = stores.emptied()
+    site = Site(database)
+    queue = site.add()
+    site.send(queue)
+    site.suspend(queue)
+    assert site.answer() == "OK"
+    with psycopg.connect(database) as connection:
+        # As if that had never been, and another relay had done something else in its place.
+        connection.execute("UPDATE smpd.queue SET status = 'active'")
+        connection.execute("DELETE FROM smpd.message")
+        connection.execute("UPDATE smpd.queue_state SET messages = 0")
+    terminate(database)
+    site.count(queue)
+    assert site.answer() == "0"
+    found: list[Status] = []
+
+    def look() -> None:
+        one = site.store.by_sender(queue.sender_id)
+        assert one is not None
+        found.append(one.status)
+
+    site.ask([Wanted(What.SENDER, queue.sender_id)], look)
+    site.wait()
+    assert found == [Status.ACTIVE]
+
+
+def test_isolation_that_the_operator_has_chosen() -> None:
+    """Others' changes are seen, whatever transactions are by default."""
+    database = stores.emptied()
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(
+            f'ALTER DATABASE "{name}" SET default_transaction_isolation = serializable'
+        )
+    try:
+        site, other = Site(database), Site(database)
+        queue = site.add()
+        for number in range(4):
+            (site, other)[number % 2].send(queue)
+            assert (site, other)[number % 2].answer() == "OK"
+            (other, site)[number % 2].count(queue)
+            assert (other, site)[number % 2].answer() == str(number + 1)
+        with psycopg.connect(database, autocommit=True) as connection:
+            rows = connection.execute(
+                "SELECT pid FROM pg_locks WHERE mode = 'SIReadLock'"
+            ).fetchall()
+        assert not rows
+    finally:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_isolation')
+
+
 # -- a database that is away for longer
 
 
