@@ -7,7 +7,6 @@ source of randomness are chosen here.
 from __future__ import annotations
 
 import errno
-import hmac
 import os
 import re
 import resource
@@ -33,20 +32,16 @@ from twisted.python.failure import Failure
 from smpd.channel import Start
 from smpd.config import (
     DEFAULT_PATH,
-    ProxySettings,
     Settings,
-    SocksAddress,
     StoreSettings,
     load,
 )
 from smpd.conversation import Conversations
 from smpd.core import Edges
-from smpd.counters import Counters
 from smpd.credentials import CredentialsError, read_identity
-from smpd.destinations import Destinations
 from smpd.ini import ConfigurationError
-from smpd.proxy import Proxy, ProxyRules
-from smpd.reach import Reach, Socks
+from smpd.proxy import Proxy
+from smpd.proxying import make_proxy
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
@@ -58,13 +53,9 @@ from smpd.stores.memory import MemoryStore
 from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
 from smpd.stores.sqlite import open_sqlite
 from txsimplex import fast_reactor
-from txsimplex.addresses import HostMode, RelayLocation
 from txsimplex.block_port import ReceiverFactory
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.certificates import ServerIdentity
-from txsimplex.client.pool import RelayPool
-from txsimplex.client.session import Session as RelaySession, open_session
-from txsimplex.client.socks import SocksCredentials
 from txsimplex.listening import listen
 from txsimplex.smp.handshake import RelayIdentity
 from txsimplex.smp.versions import VersionRange
@@ -166,7 +157,7 @@ class RelayService(MultiService):
     def _assemble(self, store: Store) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
         self.relay = Relay(store, rules(settings), time.time, os.urandom)
-        self._proxy = proxy(settings, self.relay.counters, reactor)
+        self._proxy = make_proxy(settings, self.relay.counters, reactor)
         conversations = Conversations(
             self.relay, reactor, settings.store.answer_timeout, self._proxy
         )
@@ -444,57 +435,6 @@ def rules(settings: Settings) -> Rules:
         unused_ttl=queues.unused_ttl,
         forwarded_keys=settings.proxy.remembered_keys,
     )
-
-
-def proxy(settings: Settings, counters: Counters, reactor: Any) -> Proxy | None:
-    """The proxy that the configuration describes, None if there is to be none."""
-    given = settings.proxy
-    if not given.enabled:
-        return None
-    reach = Reach(
-        reactor,
-        destinations(given),
-        mode=HostMode.PUBLIC if given.host_mode == "public" else HostMode.ONION_VIA_SOCKS,
-        required=given.required_host_mode,
-        socks=None if given.socks_proxy is None else socks(given.socks_proxy, given.socks_mode),
-    )
-
-    async def connect(location: RelayLocation) -> RelaySession:
-        return await open_session(reach.endpoint(location), location, proxy=True, clock=reactor)
-
-    pool = RelayPool(connect, clock=reactor, most_forwarded=given.relay_concurrency)
-    rules = ProxyRules(
-        password=settings.queues.password,
-        client_concurrency=given.client_concurrency,
-        own_domains=given.own_domains,
-    )
-    return Proxy(pool, rules, counters, reactor.seconds)
-
-
-def destinations(settings: ProxySettings) -> Destinations:
-    """Which relays the proxy may connect to."""
-    return Destinations(
-        frozenset(each for each in settings.allowed if isinstance(each, str)),
-        frozenset(each for each in settings.refused if isinstance(each, str)),
-        tuple(each for each in settings.allowed if not isinstance(each, str)),
-        tuple(each for each in settings.refused if not isinstance(each, str)),
-        settings.local_networks,
-    )
-
-
-def socks(address: SocksAddress, mode: str) -> Socks:
-    """The SOCKS proxy that the proxy goes through, with a circuit of Tor for each relay."""
-    secret = os.urandom(32)
-
-    def credentials(location: RelayLocation) -> SocksCredentials | None:
-        if address.credentials is not None:
-            return SocksCredentials(*address.credentials)
-        if not address.isolated:
-            return None
-        name = hmac.digest(secret, location.encode(), "sha256").hex()
-        return SocksCredentials(name.encode(), b"relay")
-
-    return Socks(address.host, address.port, mode == "always", credentials)
 
 
 def session_limits(settings: Settings) -> SessionLimits:
