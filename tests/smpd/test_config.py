@@ -186,7 +186,7 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("server.address_port", "0", "nothing, or a whole number from 1 to 65535"),
         ("server.key", "", "the path of a file, from the configuration's own directory"),
         ("proxy.enabled", "on", "off, since proxying comes with a later version"),
-        ("store.kind", "postgres", "sqlite or memory"),
+        ("store.kind", "mysql", "sqlite or postgres or memory"),
         ("store.path", "", "the path of a directory, from the configuration's own directory"),
         ("store.commit_interval", "0", "seconds from 0.001 to 1, such as 90 or 1.5"),
         ("store.cached_queues", "99", "a whole number from 100 to 100000000"),
