@@ -392,7 +392,8 @@ def _check_store(document: Document, store: StoreSettings) -> None:
             "nothing, unless kind is memory: other stores are on disk already",
             "kind",
         )
-    if (store.database is not None) != (store.kind == "postgres"):
+    told = any((fault.section, fault.key) == ("store", "database") for fault in document.faults)
+    if (store.database is not None) != (store.kind == "postgres") and not told:
         document.refuse(
             "store",
             "database",
