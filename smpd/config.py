@@ -461,11 +461,8 @@ def _check_store(document: Document, store: StoreSettings) -> None:
             "nothing, unless kind is memory: other stores are on disk already",
             "kind",
         )
-    wanted = store.kind == "postgres"
-    if (store.database is not None) != wanted and (
-        # A value that is wrong in itself was told already.
-        not wanted or document.line_of("store", "database") is None
-    ):
+    told = any((fault.section, fault.key) == ("store", "database") for fault in document.faults)
+    if (store.database is not None) != (store.kind == "postgres") and not told:
         document.refuse(
             "store",
             "database",

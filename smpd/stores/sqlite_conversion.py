@@ -57,6 +57,8 @@ _BYTES: Final = 16 << 20
 """Bytes of bodies in a batch, at most, and that of the last one more."""
 _CACHE_KIB: Final = 65536
 """Indexes of random ids are filled: pages that are not in memory cost much."""
+_LOG_PAGES: Final = 65536
+"""And so does it to move the same ones to their place again and again."""
 
 _SERVICES: Final = f"SELECT {', '.join(SERVICE_COLUMNS)} FROM service"  # noqa: S608
 _MESSAGES: Final = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message ORDER BY queue, number"  # noqa: S608
@@ -173,6 +175,9 @@ class SqliteTarget(Target):
             raise StoreUnusable(f"{self._beside} is in the way: the store is filled there")
         files = open_files(self._beside)
         files.writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        files.writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}").fetchall()
+        # It need not be safe before it is whole.
+        files.writer.execute("PRAGMA synchronous = OFF")
         return files
 
     # -- writing
@@ -255,6 +260,7 @@ class SqliteTarget(Target):
                 self._open = False
                 self._files.close()
                 self._former.close()
+                _sync_store(self._beside)
                 _remove_store(self._directory)
                 self._beside.rename(self._directory)
                 self._finished = True
@@ -300,6 +306,16 @@ def _is_ours(directory: Path) -> bool:
     """Whether nothing is in a directory but what a store has in it."""
     names = {LOCK, BODIES, *(f"{DATABASE}{end}" for end in ("", "-wal", "-shm", "-journal"))}
     return all(path.name in names for path in directory.iterdir())
+
+
+def _sync_store(directory: Path) -> None:
+    """Makes a closed store safe whose bodies are, and whose database was not synced."""
+    descriptor = os.open(directory / DATABASE, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_directory(directory)
 
 
 def _remove_store(directory: Path) -> None:

@@ -224,6 +224,32 @@ def test_an_endpoint_twice() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "database", ["postgresql://smpd:pw@db.example/smpd?sslmode=require", "host=/run/x dbname=smpd"]
+)
+def test_a_database(database: str) -> None:
+    store = settings(f"[store]\nkind = postgres\ndatabase = {database}\nconnections = 9").store
+    assert (store.kind, store.database, store.connections) == ("postgres", database, 9)
+    assert settings("").store.connections == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[store]\nkind = postgres",
+        "[store]\nkind = postgres\ndatabase =",
+        "[store]\nkind = postgres\ndatabase = hunter2",
+        "[store]\nkind = postgres\ndatabase = mysql://u:hunter2@h/d",
+        "[store]\ndatabase = postgresql://u:hunter2@h/d",
+        "[store]\nkind = memory\ndatabase = password=hunter2",
+    ],
+)
+def test_a_database_that_is_none_or_for_another_kind(text: str) -> None:
+    sentence = fault(text)
+    assert "[store] database: found " in sentence
+    assert "hunter2" not in sentence
+
+
 def test_hosts_of_every_kind() -> None:
     hosts = settings("[server]\nhosts = a-1.example 192.0.2.7 [2001:DB8::1] abc.onion").server.hosts
     assert hosts == (

@@ -318,6 +318,32 @@ def test_modes_of_files(places: Callable[[str], Any]) -> None:
         assert path.stat().st_mode & 0o7777 == (0o700 if path.is_dir() else 0o600)
 
 
+def test_a_sqlite_store_is_synced_before_it_is_there(
+    places: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = places("sqlite")
+    done: list[str] = []
+    rename, sync = Path.rename, os.fsync
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    def renamed(path: Path, other: Path) -> Path:
+        done.append("renamed")
+        return rename(path, other)
+
+    target = place.target()
+    for record in of_every_sort():
+        target.write(record)
+    target.counts()
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    target.finish()
+    target.close()
+    assert done == ["relay.sqlite", "store.converting", "renamed", place.parent.name]
+
+
 # -- what is refused
 
 
