@@ -19,7 +19,7 @@ from smpd.stores.postgres_lane import Lane
 from tests.smpd.stores.disk_stores import Loop
 from tests.smpd.stores.postgres_proxy import Lose, Proxy
 from tests.smpd.stores.postgres_stores import PostgresStores, new_database
-from tests.smpd.stores.records import message, new_queue
+from tests.smpd.stores.records import NOW, message, new_queue
 
 QUOTA = 4
 WAIT = 20.0
@@ -444,6 +444,37 @@ def test_connections_that_are_lost_at_any_time() -> None:
     answers = [answer for site in sites for answer in site.answers]
     assert answers.count("OK") > 300
     ledger.check(database)
+
+
+def test_a_queue_that_is_locked_when_its_messages_expire() -> None:
+    """It is not left for the next round, which is hours later, but for the end of this one."""
+    database = stores.emptied()
+    site = Site(database)
+    queues = [site.add() for _ in range(3)]
+    for queue in queues:
+        site.send(queue)
+    assert site.answer() == "OK"
+    expired: list[int] = []
+    with psycopg.connect(database) as holder:
+        holder.execute("SET search_path = smpd")
+        holder.execute(
+            "SELECT FROM queue_state JOIN queue USING (number) WHERE recipient_id = %b"
+            " FOR UPDATE OF queue_state",
+            (queues[1].recipient_id,),
+        )
+        for number, step in enumerate(site.store.expire_all(NOW + 1, 2)):
+            assert not isinstance(step, int)
+            came: list[int] = []
+            step.addCallback(came.append)
+            if number == 2:
+                holder.rollback()
+            site.wait(lambda: bool(came))  # noqa: B023
+            expired += came
+    assert expired == [1, 1, 0, 1]
+    for queue in queues:
+        assert messages_of(database, queue) == (0, 0)
+        site.count(queue)
+        assert site.answer() == "0"
 
 
 # -- a database that is away for longer
