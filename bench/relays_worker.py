@@ -234,7 +234,7 @@ class RelaysWorker:
             there = [
                 each
                 for each in self._recipients
-                if each.client.connected and each not in queue.left
+                if each.client.connected and each is not queue.recipient and each not in queue.left
             ]
             if there:
                 return random.choice(there)
@@ -383,13 +383,16 @@ class RelaysWorker:
         """Subscribes elsewhere each time that a connection is lost, and now and then."""
         while True:
             await self._stay(queue)
-            former = queue.recipient
-            if former is not None and former.client.connected:
-                queue.left.append(former)
-                self.moves += 1
             connection = await self._another(queue)
             if queue.deleted:
                 return
+            former = queue.recipient
+            if former is not None and former.client.connected:
+                if queue.marker_acks:
+                    # It came while there was no other connection.
+                    continue
+                queue.left.append(former)
+                self.moves += 1
             await self._subscribe(queue, connection)
 
     async def _stay(self, queue: _SharedQueue) -> None:

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final
 
 from smpd.peers import Opened
-from txsimplex.encoding import ParseError, Reader, boolean, large, maybe, nonempty, short, u16
+from txsimplex.encoding import ParseError, Reader, large, maybe, nonempty, short, u16
 from txsimplex.keys import Algorithm, PrivateKey, PublicKey
 from txsimplex.smp.commands import Role
 from txsimplex.smp.handshake import RelayIdentity, ServiceClaim
@@ -222,7 +222,7 @@ def encode_opened(opened: Opened) -> bytes:
             u16(opened.version),
             short(opened.session_id),
             maybe(key, lambda key: short(key.raw)),
-            boolean(opened.has_client_key),
+            maybe(opened.secret, short),
             maybe(opened.service, _encode_claim),
         )
     )
@@ -233,10 +233,10 @@ def decode_opened(payload: bytes) -> Opened:
     reader = Reader(payload)
     version, session_id = reader.u16(), reader.short()
     key = reader.maybe(lambda: _x25519(reader.short()))
-    has_client_key = reader.bool()
+    secret = reader.maybe(reader.short)
     service = reader.maybe(lambda: _decode_claim(reader))
     reader.finish()
-    return Opened(version, session_id, key, has_client_key, service)
+    return Opened(version, session_id, key, secret, service)
 
 
 def _x25519(raw: bytes) -> PrivateKey:

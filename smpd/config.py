@@ -7,6 +7,7 @@ smpd.ini(5) document them for whoever runs a relay.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -41,6 +42,7 @@ from txsimplex.addresses import (
 from txsimplex.encoding import ParseError
 
 T = TypeVar("T")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PATH = Path("/etc/smpd/smpd.ini")
 LEAST_VERSION = 6
@@ -154,6 +156,61 @@ def _host(text: str) -> Host:
     return host
 
 
+_DOMAINS = "domain names, such as example.com"
+_PLACES = "domain names, onion names, addresses and networks, such as example.com or 10.0.0.0/8"
+
+
+def _domain(text: str) -> str:
+    if not _DOMAIN.fullmatch(text):
+        raise Refused((quoted(text), None))
+    return text.lower()
+
+
+def _destination(text: str) -> str | Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        return _domain(text)
+
+
+@dataclass(frozen=True, slots=True)
+class SocksAddress:
+    """Where a SOCKS proxy is. `credentials` are those for all relays, if they are the same.
+
+    Without, each relay has credentials of its own, so that Tor keeps them apart; with
+    `isolated` false there are none.
+    """
+
+    host: str
+    port: int
+    credentials: tuple[bytes, bytes] | None = field(default=None, repr=False)
+    isolated: bool = True
+
+
+def _read_socks(text: str) -> SocksAddress:
+    """As the reference has it (smp-proxy.md §5.2): ``[user:password@]host:port``."""
+    given, at, place = text.rpartition("@")
+    host, _, port_text = place.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    try:
+        port = whole_number(1, 65535).read(port_text)
+        if Host.parse(host).kind is HostKind.ONION:
+            raise Refused(("", None))
+    except (Refused, ParseError):
+        raise Refused(("", None)) from None
+    credentials = None
+    if given:
+        name, _, password = given.partition(":")
+        credentials = (name.encode(), password.encode())
+        if not 1 <= len(credentials[0]) <= 255 or len(credentials[1]) > 255:
+            raise Refused(("", None))
+    return SocksAddress(host, port, credentials, isolated=not at)
+
+
+_SOCKS: Kind[SocksAddress] = Kind(
+    _read_socks, "host:port, user:password@host:port or @host:port", secret=True
+)
 _PASSWORD: Kind[bytes] = Kind(
     _read_password, "1 to 255 printable characters without spaces, @, : and /", secret=True
 )
@@ -264,15 +321,27 @@ class InactiveClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
-    """`[proxy]`: whether the relay forwards messages to other relays."""
+    """`[proxy]`: whether and how the relay forwards messages to other relays, and takes them.
 
-    enabled: bool = setting(
-        Kind(
-            lambda text: one_of("off").read(text) == "on",
-            "off, since proxying comes with a later version",
-        ),
-        False,
-    )
+    `client_concurrency` commands of one client, and `relay_concurrency` of all, may be under
+    way to one relay. `host_mode`, `required_host_mode` and `socks_mode` choose hosts and way.
+    `allowed` and `refused` are names and networks; `local_networks` says whether those that are
+    not public are allowed. Keys of `remembered_keys` commands are kept for each proxy that
+    forwards to this relay.
+    """
+
+    enabled: bool = setting(on_off(), True)
+    client_concurrency: int = setting(whole_number(1, 10_000), 32)
+    relay_concurrency: int = setting(whole_number(1, 100_000), 256)
+    host_mode: str = setting(one_of("public", "onion"), "public")
+    required_host_mode: bool = setting(on_off(), False)
+    socks_proxy: SocksAddress | None = setting(optional(_SOCKS), None)  # noqa: RUF009
+    socks_mode: str = setting(one_of("onion", "always"), "onion")
+    own_domains: tuple[str, ...] = setting(_each_once(words(_domain, _DOMAINS)), ())
+    allowed: tuple[str | Network, ...] = setting(_each_once(words(_destination, _PLACES)), ())
+    refused: tuple[str | Network, ...] = setting(_each_once(words(_destination, _PLACES)), ())
+    local_networks: bool = setting(on_off(), False)
+    remembered_keys: int = setting(whole_number(0, 100_000_000), 250_000)
 
 
 @dataclass(frozen=True, slots=True)

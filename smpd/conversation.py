@@ -13,8 +13,10 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from smpd.authorization import check_service
 from smpd.peers import Opened, Outlet, Peer, PeerService
-from smpd.relay import Outcome, Relay
+from smpd.proxy import ROUTED, Proxy
+from smpd.relay import Item, Outcome, Relay
 from smpd.stores.interface import RoleMismatch, StoreError, Wanted, What
 from txsimplex.smp import errors
 from txsimplex.smp.handshake import ServiceClaim
@@ -85,31 +87,56 @@ class Conversation:
 
         `then` is called with them when they are carried out.
         """
-        if self._relay.store.shared:
-            wanted = self._relay.lookups(self.peer, items)
-            if self._asked or wanted is not None:
-                self._ask(wanted or (), items, then)
+        commands = self._relay.open_forwarded(self.peer, items)
+        if self._conversations.proxy is not None:
+            commands = self._route(self._conversations.proxy, commands)
+            if not commands:
                 return
-        self._carry_out(items)
+        if self._relay.store.shared:
+            wanted = self._relay.lookups(self.peer, commands)
+            if self._asked or wanted is not None:
+                self._ask(wanted or (), partial(self._admitted, commands, items, then))
+                return
+        self._carry_out(commands)
         if then is not None:
             then(items)
 
-    def _ask(
-        self,
-        wanted: Sequence[Wanted],
-        items: Items,
-        then: Callable[[Items], None] | None,
-    ) -> None:
-        """Has the block carried out when the store admits it, and all later ones after it."""
+    def _route(self, proxy: Proxy, commands: Sequence[Item]) -> Sequence[Item]:
+        """Gives the proxy what it answers; what is left."""
+        for item in commands:
+            if type(item) is Transmission and type(item.command) in ROUTED:
+                break
+        else:
+            return commands
+        left: list[Item] = []
+        for item in commands:
+            if type(item) is not Transmission or type(item.command) not in ROUTED:
+                left.append(item)
+                continue
+            error = check_service(self.peer, item)
+            if error is None:
+                proxy.take(self, item)
+            else:
+                left.append(Refused(item.header, error))
+        return left
+
+    def reply(self, header: bytes, message: bytes) -> None:
+        """Answers a command that the proxy was given."""
+        self._line.send((self.peer.framing.answer(header, message),))
+
+    def _ask(self, wanted: Sequence[Wanted], carry_out: Callable[[], None]) -> None:
+        """Has a block carried out when the store admits it, and all later ones after it."""
         self._asked += 1
         if self._asked == _MOST_HELD:
             self._line.stop_reading()
-        self._relay.store.admit(wanted, partial(self._admitted, items, then), self)
+        self._relay.store.admit(wanted, carry_out, self)
 
-    def _admitted(self, items: Items, then: Callable[[Items], None] | None) -> None:
+    def _admitted(
+        self, commands: Sequence[Item], items: Items, then: Callable[[Items], None] | None
+    ) -> None:
         self._asked -= 1
         try:
-            self._carry_out(items)
+            self._carry_out(commands)
             if then is not None:
                 then(items)
         except Exception:
@@ -124,14 +151,18 @@ class Conversation:
     def _is_held_back(self) -> bool:
         return self._held is not None and len(self._held) >= _MOST_HELD
 
-    def _carry_out(self, items: Items) -> None:
-        outcome = self._relay.process(self.peer, items)
+    def _carry_out(self, commands: Sequence[Item]) -> None:
+        outcome = self._relay.process(self.peer, commands)
         if outcome.refused:
             self._line.send(outcome.refused)
         if self._held is not None or max(outcome.needs, default=0) > self._relay.store.committed:
             self._hold(outcome)
         else:
             self._answer(outcome)
+        forwarding = self.peer.forwarding
+        if forwarding is not None and forwarding.is_full:
+            # The proxy connects again, and gets another key.
+            self._line.close()
 
     def resumed(self) -> None:
         """The client has taken what was buffered for it."""
@@ -145,6 +176,8 @@ class Conversation:
 
     def _leave(self) -> None:
         self._end_hold()
+        if self._conversations.proxy is not None:
+            self._conversations.proxy.leave(self)
         self._relay.leave(self.peer)
         self._conversations.ended(self)
 
@@ -267,10 +300,18 @@ class Conversations:
     """All connections of a relay, and the answers that wait for its store.
 
     `store_time`: seconds that answers wait for a store that fails, before they become errors.
+    `proxy` is None when the relay is no proxy.
     """
 
-    def __init__(self, relay: Relay, reactor: IReactorTime, store_time: float = 5.0) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        reactor: IReactorTime,
+        store_time: float = 5.0,
+        proxy: Proxy | None = None,
+    ) -> None:
         self.relay = relay
+        self.proxy = proxy
         self.now = reactor.seconds
         self._call_later = reactor.callLater
         self._store_time = store_time
@@ -292,7 +333,7 @@ class Conversations:
             opened.session_key,
             line,
             None,
-            has_client_key=opened.has_client_key,
+            secret=opened.secret,
         )
         conversation = Conversation(self, line, peer)
         self._all.add(conversation)

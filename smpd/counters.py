@@ -53,3 +53,28 @@ class Counters:
     notifications_sent: int = 0
     notifications_sent_batches: int = 0
     notifications_expired: int = 0
+    relays_asked: int = 0
+    """Sessions with relays that senders asked this one for, as a proxy; the next are of these."""
+    relays_connected: int = 0
+    relays_unreachable: int = 0
+    relays_incompatible: int = 0
+    relays_failed: int = 0
+    forwards: int = 0
+    """Commands that senders gave to this relay, as a proxy; the next ones are of these."""
+    forwards_answered: int = 0
+    forwards_unknown: int = 0
+    """For sessions that are not there."""
+    forwards_incompatible: int = 0
+    forwards_failed: int = 0
+    own_relays_asked: int = 0
+    """The same for relays of the operator's own domains."""
+    own_relays_connected: int = 0
+    own_relays_unreachable: int = 0
+    own_relays_incompatible: int = 0
+    own_relays_failed: int = 0
+    own_forwards: int = 0
+    own_forwards_answered: int = 0
+    own_forwards_incompatible: int = 0
+    own_forwards_failed: int = 0
+    forwarded_received: int = 0
+    """Commands that came by way of a proxy and were answered."""

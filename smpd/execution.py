@@ -387,11 +387,6 @@ class Execution:
     def _pfwd(self, peer: Peer, t: Transmission, command: c.Pfwd, queue: None) -> Answer:
         raise CommandError(errors.PROXY_NO_SESSION)
 
-    def _rfwd(self, peer: Peer, t: Transmission, command: c.Rfwd, queue: None) -> Answer:
-        if not peer.has_client_key:
-            raise CommandError(errors.Error(("PROXY", "BROKER", "TRANSPORT", "NO_AUTH")))
-        raise CommandError(errors.CRYPTO)
-
 
 def _right_password(password: bytes | None, given: bytes | None) -> bool:
     """Whether `given` opens NEW; without a password anything does (§4, §11)."""
@@ -422,5 +417,4 @@ _EXECUTE: Final[dict[type[c.Command], Callable[..., Any]]] = {
     c.Subs: Execution._subs,
     c.Prxy: Execution._prxy,
     c.Pfwd: Execution._pfwd,
-    c.Rfwd: Execution._rfwd,
 }

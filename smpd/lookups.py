@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from smpd.forwarding import Opened
 from smpd.peers import Peer
 from smpd.stores.interface import Wanted, What
 from txsimplex.smp import commands as c
@@ -12,7 +13,7 @@ from txsimplex.smp.transmissions import Refused, Transmission
 
 
 def lookups(
-    peer: Peer, items: Sequence[Transmission | Refused], expire_before: int | None
+    peer: Peer, items: Sequence[Transmission | Refused | Opened], expire_before: int | None
 ) -> list[Wanted] | None:
     """What the commands of a block look at; None when nothing of them has to do with the store.
 
@@ -22,6 +23,8 @@ def lookups(
     wanted: list[Wanted] = []
     concerned = False
     for item in items:
+        if type(item) is Opened:
+            item = item.item
         if type(item) is Transmission:
             kind = type(item.command)
             if kind in _APART:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from txsimplex.boxes import BoxKey
 from txsimplex.keys import PrivateKey, PublicKey
-from txsimplex.smp.commands import Role
+from txsimplex.smp.commands import Rfwd, Role
 from txsimplex.smp.handshake import ServiceClaim
-from txsimplex.smp.transmissions import Framing
+from txsimplex.smp.transmissions import Framing, Transmission
 
 
 class Outlet(Protocol):
@@ -32,13 +32,13 @@ class Opened:
     """A connection after its handshake, before the relay has said anything to its service.
 
     `session_key` is the relay's own of this connection, None if the client was not shown it;
-    `has_client_key` whether the client has sent one.
+    `secret` is of it and the client's, None if the client has sent none.
     """
 
     version: int
     session_id: bytes = field(repr=False)
     session_key: PrivateKey | None
-    has_client_key: bool
+    secret: bytes | None = field(repr=False)
     service: ServiceClaim | None = None
 
 
@@ -50,6 +50,17 @@ class PeerService:
     role: Role
     fingerprint: bytes = field(repr=False)
     session_key: PublicKey
+
+
+class ProxySession(Protocol):
+    """What is known of a connection that forwards commands (`smpd.forwarding`)."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has to be renewed."""
+
+    def open(self, t: Transmission, command: Rfwd) -> Any:
+        """What a RFWD brings."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,13 +78,18 @@ class Subscription:
 
 
 class Peer:
-    """One connection: how its transmissions read, its keys and its subscriptions."""
+    """One connection: how its transmissions read, its keys and its subscriptions.
+
+    `secret` is of the session keys of both sides; `forwarding` is there once the connection
+    has turned out to be that of a proxy.
+    """
 
     __slots__ = (
+        "forwarding",
         "framing",
-        "has_client_key",
         "notifier_ids",
         "outlet",
+        "secret",
         "secrets",
         "service",
         "service_notifiers",
@@ -91,14 +107,15 @@ class Peer:
         outlet: Outlet,
         service: PeerService | None = None,
         *,
-        has_client_key: bool = False,
+        secret: bytes | None = None,
     ) -> None:
         self.framing = framing
         self.version = framing.version
         self.session_key = session_key
         self.outlet = outlet
         self.service = service
-        self.has_client_key = has_client_key
+        self.secret = secret
+        self.forwarding: ProxySession | None = None
         self.subscriptions: dict[bytes, Subscription] = {}
         self.notifier_ids: set[bytes] = set()
         self.service_notifiers = 0

@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from smpd.authorization import Authority, CommandError
+from smpd.authorization import Authority, CommandError, check_service
 from smpd.counters import Counters
 from smpd.execution import Execution
+from smpd.forwarding import Opened, opened
 from smpd.lookups import lookups
 from smpd.notifications import Notifications
 from smpd.peers import Peer
@@ -27,6 +28,9 @@ from txsimplex.keys import Random
 from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import BlockingInformation, Error
 from txsimplex.smp.transmissions import MAX_CONTENT, Refused, Transmission
+
+Item = Transmission | Refused | Opened
+"""A command of a block; `Opened` if it came by way of a proxy."""
 
 _READING: Final = frozenset((c.Sub, c.Get, c.Que, c.Lget, c.Ping))
 _LARGEST_ANSWER: Final = MAX_CONTENT - 2
@@ -74,20 +78,41 @@ class Relay(Elsewhere):
 
     # -- connections
 
-    def lookups(self, peer: Peer, items: Sequence[Transmission | Refused]) -> list[Wanted] | None:
+    def open_forwarded(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Sequence[Item]:
+        """The commands of a block with those opened that came by way of a proxy."""
+        for item in items:
+            if type(item) is Transmission and type(item.command) is c.Rfwd:
+                return [self._open(peer, each) for each in items]
+        return items
+
+    def _open(self, peer: Peer, item: Transmission | Refused) -> Item:
+        if type(item) is not Transmission or type(item.command) is not c.Rfwd:
+            return item
+        try:
+            error = check_service(peer, item)
+            if error is not None:
+                raise CommandError(error)
+            return opened(peer, item, item.command, self.rules.forwarded_keys)
+        except CommandError as refused:
+            return Refused(item.header, refused.error)
+
+    def lookups(self, peer: Peer, items: Sequence[Item]) -> list[Wanted] | None:
         """What `process` will look at in the store; None if it has nothing to do with it."""
         before = None
         if self.rules.expire_on_send:
             before = self.rules.messages_kept_since(self._clock())
         return lookups(peer, items, before)
 
-    def process(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Outcome:
-        """Verifies and executes the commands of one block, in order."""
+    def process(self, peer: Peer, items: Sequence[Item]) -> Outcome:
+        """Verifies and executes the commands of one block, in order.
+
+        What came by way of a proxy was opened before, by `open_forwarded`.
+        """
         if len(items) == 1:
             return self._process_one(peer, items[0])
         self._count_batch([one.command for one in items if isinstance(one, Transmission)])
         refused: list[bytes] = []
-        permitted: list[tuple[Transmission, Queue | None]] = []
+        permitted: list[tuple[Transmission | Opened, Queue | None]] = []
         for item in items:
             try:
                 permitted.append(self._permit(peer, item))
@@ -103,7 +128,7 @@ class Relay(Elsewhere):
             needs.append(need)
         return Outcome(refused, answers, messages, needs)
 
-    def _process_one(self, peer: Peer, item: Transmission | Refused) -> Outcome:
+    def _process_one(self, peer: Peer, item: Item) -> Outcome:
         """`process` of a block with one command, as most are."""
         try:
             transmission, queue = self._permit(peer, item)
@@ -112,10 +137,10 @@ class Relay(Elsewhere):
         answer, message, need = self._execute(peer, transmission, queue)
         return Outcome((), (answer,), message, (need,))
 
-    def _permit(
-        self, peer: Peer, item: Transmission | Refused
-    ) -> tuple[Transmission, Queue | None]:
+    def _permit(self, peer: Peer, item: Item) -> tuple[Transmission | Opened, Queue | None]:
         """A command that may be executed, and its queue. Raises `CommandError`."""
+        if type(item) is Opened:
+            return self._permit_forwarded(item)
         if type(item) is not Transmission:
             raise CommandError(item.error)  # type: ignore[union-attr]
         try:
@@ -123,10 +148,36 @@ class Relay(Elsewhere):
         except StoreError as problem:
             raise CommandError(errors.store_error(str(problem))) from None
 
+    def _permit_forwarded(self, forwarded: Opened) -> tuple[Opened, Queue | None]:
+        """The same for one that was forwarded: what is wrong with it, only its sender is told."""
+        try:
+            forwarded.item, queue = self._permit(forwarded.peer, forwarded.item)  # type: ignore[assignment]
+        except CommandError as error:
+            forwarded.item = Refused(forwarded.item.header, error.error)
+            return forwarded, None
+        return forwarded, queue
+
+    def _execute_forwarded(
+        self, peer: Peer, forwarded: Opened, queue: Queue | None
+    ) -> tuple[bytes, tuple[bytes, ...], int]:
+        item, sender, need = forwarded.item, forwarded.peer, 0
+        if type(item) is Transmission:
+            answer, _, need = self._execute(sender, item, queue)
+        else:
+            answer = _refusal(sender, item.header, item.error)  # type: ignore[union-attr]
+        sealed = forwarded.answer(answer, peer.version)
+        if sealed is None:
+            return _refusal(peer, forwarded.header, errors.BLOCK), (), need
+        self.counters.forwarded_received += 1
+        return peer.framing.answer(forwarded.header, sealed), (), need
+
     def _execute(
-        self, peer: Peer, transmission: Transmission, queue: Queue | None
+        self, peer: Peer, transmission: Transmission | Opened, queue: Queue | None
     ) -> tuple[bytes, tuple[bytes, ...], int]:
         """The answer to a command, the message that follows it or nothing, and what it needs."""
+        if type(transmission) is Opened:
+            return self._execute_forwarded(peer, transmission, queue)
+        assert type(transmission) is Transmission
         messages: tuple[bytes, ...] = ()
         before = self.store.noted
         answer = self._execution.execute(peer, transmission, queue)

@@ -20,6 +20,8 @@ class Rules:
     expire_on_send: bool = False
     notification_ttl: float = 86400
     unused_ttl: float | None = None
+    forwarded_keys: int = 250_000
+    """Keys of commands that are remembered for each proxy's connection; 0 for none."""
 
     def messages_kept_since(self, now: float) -> int:
         """The second since 1970 whose messages, and all later ones, are kept at `now`."""

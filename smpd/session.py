@@ -218,9 +218,7 @@ class Session:
         self._agreed = agreed
         shown = self._session_key if transport.alpn is not None else None
         self._session_key = None
-        opened = Opened(
-            agreed.version, agreed.session_id, shown, agreed.secret is not None, agreed.service
-        )
+        opened = Opened(agreed.version, agreed.session_id, shown, agreed.secret, agreed.service)
         partner = self._factory.meeting.meet(self, opened)
         if self._refused:
             partner.end()

@@ -30,11 +30,18 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from smpd.channel import Start
-from smpd.config import DEFAULT_PATH, Settings, StoreSettings, load
+from smpd.config import (
+    DEFAULT_PATH,
+    Settings,
+    StoreSettings,
+    load,
+)
 from smpd.conversation import Conversations
 from smpd.core import Edges
 from smpd.credentials import CredentialsError, read_identity
 from smpd.ini import ConfigurationError
+from smpd.proxy import Proxy
+from smpd.proxying import make_proxy
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
@@ -133,6 +140,7 @@ class RelayService(MultiService):
         self._reactor = reactor
         self._identity = load_identity(settings)
         self._store: Store | None = None
+        self._proxy: Proxy | None = None
         self._entrance = Entrance()
         self.listener = Listener(settings, self._entrance, reactor)
         self.listener.setServiceParent(self)
@@ -149,7 +157,10 @@ class RelayService(MultiService):
     def _assemble(self, store: Store) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
         self.relay = Relay(store, rules(settings), time.time, os.urandom)
-        conversations = Conversations(self.relay, reactor, settings.store.answer_timeout)
+        self._proxy = make_proxy(settings, self.relay.counters, reactor)
+        conversations = Conversations(
+            self.relay, reactor, settings.store.answer_timeout, self._proxy
+        )
         shows = shown(identity), context(settings, identity)
         self.sessions: SessionFactory | Edges
         if settings.server.processes == 1:
@@ -169,6 +180,8 @@ class RelayService(MultiService):
     def stopService(self) -> Any:
         """Stops in order: nothing new comes in, what was noted is made safe, all is closed."""
         yield super().stopService()
+        if self._proxy is not None:
+            self._proxy.close()
         store, self._store = self._store, None
         if store is None:
             return
@@ -420,6 +433,7 @@ def rules(settings: Settings) -> Rules:
         expire_on_send=queues.expire_on_send,
         notification_ttl=settings.notifications.ttl,
         unused_ttl=queues.unused_ttl,
+        forwarded_keys=settings.proxy.remembered_keys,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Final
 
 from tests.conformance.numbers import Item, NumberedTest
 
-ROUTING: Final = "private message routing: the relay as a proxy"
 CONTROL_PORT: Final = "needs the control port"
 AGENT: Final = "behaviour of an agent"
 OPERATION: Final = "the operator's commands, pages and figures"
@@ -18,7 +17,6 @@ DEFECT: Final = "a defect of the reference, which this project does not copy"
 LATER: Final[Mapping[str, Sequence[int]]] = {
     AGENT: (186, 187, 200, 201),
     CONTROL_PORT: (257,),
-    ROUTING: (183, *range(190, 200), 202, 247, 248, 249),
     OTHER_STORE: (211, *range(217, 228)),
     OPERATION: (216, *range(228, 239)),
     DEFECT: (255, 256, 258),

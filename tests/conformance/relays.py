@@ -181,6 +181,12 @@ class RelayProcess(ConfiguredRelay):
                 return self
         raise AssertionError("unreachable")
 
+    def start_again(self, location: RelayLocation) -> None:
+        """Starts the process where it was before."""
+        self.port = int(location.port)
+        self._run()
+        self._wait_until_ready()
+
     def _run(self) -> None:
         configuration = self.write_configuration()
         self._started = len(self.log)

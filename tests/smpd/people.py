@@ -89,7 +89,8 @@ class Person:
                 record.service_id, service, self.fingerprint, self.service_key.public
             )
         self.service = known
-        self.peer = Peer(self.framing, self.session_key, self, known, has_client_key=True)
+        self.secret = random(32)
+        self.peer = Peer(self.framing, self.session_key, self, known, secret=self.secret)
 
     @property
     def service_id(self) -> bytes:
@@ -152,7 +153,8 @@ class Person:
 
     def batch(self, transmissions: Sequence[bytes]) -> Outcome:
         """The relay's outcome for a block."""
-        return self.relay.process(self.peer, self.framing.read_commands(frame(transmissions)))
+        items = self.framing.read_commands(frame(transmissions))
+        return self.relay.process(self.peer, self.relay.open_forwarded(self.peer, items))
 
     def received(self, answers: Sequence[bytes]) -> list[m.Message | Error]:
         """Answers as the client reads them; of ERR the error alone."""

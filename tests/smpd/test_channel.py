@@ -62,7 +62,7 @@ opened = st.builds(
     st.integers(6, 18),
     st.binary(min_size=12, max_size=32),
     st.none() | private_keys,
-    st.booleans(),
+    st.none() | st.binary(min_size=32, max_size=32),
     st.none() | claims,
 )
 proofs = st.none() | st.builds(Proof, st.booleans(), st.binary(max_size=57))
@@ -132,7 +132,7 @@ def test_the_head_of_a_content(number: int, content: bytes) -> None:
 def unequal_parts(one: Opened) -> tuple[Any, ...]:
     """What an `Opened` consists of, keys as bytes."""
     raw = None if one.session_key is None else one.session_key.raw
-    return one.version, one.session_id, raw, one.has_client_key, one.service
+    return one.version, one.session_id, raw, one.secret, one.service
 
 
 @given(opened)
@@ -196,7 +196,7 @@ def test_identity() -> None:
     )
 
 
-SOME = encode_opened(Opened(18, bytes(32), key(Algorithm.X25519), True))
+SOME = encode_opened(Opened(18, bytes(32), key(Algorithm.X25519), bytes(32)))
 
 
 DECODERS: list[Callable[[bytes], object]] = [
@@ -223,6 +223,6 @@ def test_any_bytes_raise_nothing_but_the_parse_error(
 
 
 def test_no_repr_shows_what_identifies_a_user() -> None:
-    one = Opened(18, b"SESSION", PrivateKey(Algorithm.X25519, b"K" * 32), True)
+    one = Opened(18, b"SESSION", PrivateKey(Algorithm.X25519, b"K" * 32), b"K" * 32)
     assert "SESSION" not in repr(one)
     assert "KKK" not in repr(one)

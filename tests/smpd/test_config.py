@@ -53,7 +53,7 @@ def test_an_empty_file_gives_the_values_of_the_reference() -> None:
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (1.5, 86400.0, 3600.0)
     i = s.inactive_clients
     assert (i.disconnect, i.ttl, i.check_interval) == (True, 21600.0, 3600.0)
-    assert s.proxy.enabled is False
+    assert (s.proxy.enabled, s.proxy.local_networks) == (True, False)
     assert (s.store.kind, s.store.path, s.store.snapshot) == ("sqlite", HERE / "store", None)
     assert (s.store.commit_interval, s.store.cached_queues) == (0.008, 20_000)
     assert s.store.answer_timeout == 5.0
@@ -185,7 +185,9 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("server.processes", "many", "auto, or a whole number from 1 to 64"),
         ("server.address_port", "0", "nothing, or a whole number from 1 to 65535"),
         ("server.key", "", "the path of a file, from the configuration's own directory"),
-        ("proxy.enabled", "on", "off, since proxying comes with a later version"),
+        ("proxy.enabled", "yes", "on or off"),
+        ("proxy.host_mode", "both", "public or onion"),
+        ("proxy.own_domains", "a_b..", "domain names, such as example.com"),
         ("store.kind", "mysql", "sqlite or postgres or memory"),
         ("store.path", "", "the path of a directory, from the configuration's own directory"),
         ("store.commit_interval", "0", "seconds from 0.001 to 1, such as 90 or 1.5"),

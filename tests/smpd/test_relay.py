@@ -297,7 +297,7 @@ def test_189_a_relay_that_is_no_proxy(person: Person) -> None:
 
 def test_203_204_forwarded_transmissions(person: Person) -> None:
     assert person.ask(c.Rfwd(bytes(100))) == errors.CRYPTO
-    person.peer.has_client_key = False
+    person.peer.secret = None
     no_key = Error(("PROXY", "BROKER", "TRANSPORT", "NO_AUTH"))
     assert person.ask(c.Rfwd(bytes(100))) == no_key
 

@@ -17,6 +17,10 @@ class RelayError(ClientError):
         self.error = error
 
 
+class ProxyError(RelayError):
+    """The proxy answered ``ERR``, for itself or for the relay that it could not reach."""
+
+
 class UnexpectedAnswerError(ClientError):
     """The relay's answer is not of the form that the command has, or cannot be read."""
 

@@ -53,7 +53,8 @@ class Service:
 class Session:
     """A connection on which the handshake is done.
 
-    `version`, `session_id` and `alpn` are what both sides agreed on; `framing` and
+    `version`, `session_id` and `alpn` are what both sides agreed on, `secret` what the keys of
+    both make, None without; `shown` is how the relay has sent its key. `framing` and
     `signer` make and read transmissions; `blocks` is the connection below.
     """
 
@@ -68,6 +69,8 @@ class Session:
         self.versions = agreed.versions
         self.encrypted = agreed.encrypted
         self.session_id = agreed.session_id
+        self.secret = agreed.secret
+        self.shown = agreed.shown
         self.alpn = blocks.transport.alpn
         self.service = service
         self.framing = Framing(agreed.version, agreed.session_id)

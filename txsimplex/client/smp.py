@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
@@ -29,11 +29,11 @@ from txsimplex.client.errors import (
     DisconnectedError,
     TimedOutError,
     TooLargeError,
-    UnexpectedAnswerError,
 )
 from txsimplex.client.events import EventBuffer
 from txsimplex.client.exchange import Answer, Pending, Sent
 from txsimplex.client.queues import CreatedQueue, sender_id_for
+from txsimplex.client.sending import SenderCommands, of_kind, ok
 from txsimplex.client.session import (
     CONNECT_TIMEOUT,
     SMP_ALPN,
@@ -54,7 +54,7 @@ from txsimplex.smp.commands import (
     QueueMode,
     QueueRequest,
 )
-from txsimplex.smp.messages import Ids, Info, Lnk, Message, Msg, Nid, Ok, Pong, Sok, Soks
+from txsimplex.smp.messages import Ids, Info, Message, Msg, Nid, Ok, Pong, Sok, Soks
 from txsimplex.smp.transmissions import Received, TooLarge, pack
 from txsimplex.smp.versions import SMP_RANGE, VersionRange
 
@@ -64,7 +64,6 @@ EVENTS_KEPT: Final = 1000
 """Events that may wait to be taken before reading from the relay is paused."""
 _CORR_ID_SIZE = 24
 
-_Answer = TypeVar("_Answer", bound=Message)
 _log = Logger()
 
 
@@ -131,7 +130,7 @@ async def connect(
     )
 
 
-class SMPClient:
+class SMPClient(SenderCommands):
     """Commands and events of one connection to a relay.
 
     Events, which are the `Received` messages that answer no command, go to `on_event`
@@ -341,7 +340,7 @@ class SMPClient:
             recipient_key.public, dh_key.public, password, subscribe, request, notifier
         )
         answer = await self.request(command, b"", recipient_key, corr_id=corr_id, timeout=timeout)
-        return CreatedQueue.from_ids(_of_kind(Ids, answer, command), dh_key)
+        return CreatedQueue.from_ids(of_kind(Ids, answer, command), dh_key)
 
     async def subscribe(
         self, recipient_id: bytes, key: PrivateKey, *, timeout: float | None = None
@@ -379,7 +378,7 @@ class SMPClient:
         timeout: float | None = None,
     ) -> None:
         """Lets only the holder of `sender_key` send to the queue (KEY)."""
-        _ok(*await self._ask(commands.Key(sender_key), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Key(sender_key), recipient_id, key, timeout))
 
     async def set_recipient_keys(
         self,
@@ -390,7 +389,7 @@ class SMPClient:
         timeout: float | None = None,
     ) -> None:
         """Replaces the keys of a contact queue's recipients (RKEY), 1 to 255 of them."""
-        _ok(*await self._ask(commands.Rkey(list(keys)), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Rkey(list(keys)), recipient_id, key, timeout))
 
     async def set_link(
         self,
@@ -402,13 +401,13 @@ class SMPClient:
         timeout: float | None = None,
     ) -> None:
         """Sets the data behind the queue's link, or changes its user part (LSET)."""
-        _ok(*await self._ask(commands.Lset(link_id, data), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Lset(link_id, data), recipient_id, key, timeout))
 
     async def delete_link(
         self, recipient_id: bytes, key: PrivateKey, *, timeout: float | None = None
     ) -> None:
         """Removes the queue's link and its data (LDEL)."""
-        _ok(*await self._ask(commands.Ldel(), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Ldel(), recipient_id, key, timeout))
 
     async def add_notifier(
         self,
@@ -424,66 +423,32 @@ class SMPClient:
         `dh_key`, of X25519, is ours for the encryption of notifications.
         """
         command = commands.Nkey(notifier_key, dh_key)
-        return _of_kind(Nid, *await self._ask(command, recipient_id, key, timeout))
+        return of_kind(Nid, *await self._ask(command, recipient_id, key, timeout))
 
     async def delete_notifier(
         self, recipient_id: bytes, key: PrivateKey, *, timeout: float | None = None
     ) -> None:
         """Takes the queue's notifier away (NDEL)."""
-        _ok(*await self._ask(commands.Ndel(), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Ndel(), recipient_id, key, timeout))
 
     async def suspend(
         self, recipient_id: bytes, key: PrivateKey, *, timeout: float | None = None
     ) -> None:
         """Lets nobody send to the queue any more (OFF)."""
-        _ok(*await self._ask(commands.Off(), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Off(), recipient_id, key, timeout))
 
     async def delete(
         self, recipient_id: bytes, key: PrivateKey, *, timeout: float | None = None
     ) -> None:
         """Deletes the queue and its messages (DEL)."""
-        _ok(*await self._ask(commands.Del(), recipient_id, key, timeout))
+        ok(*await self._ask(commands.Del(), recipient_id, key, timeout))
 
     async def queue_info(
         self, recipient_id: bytes, key: PrivateKey, *, timeout: float | None = None
     ) -> dict[str, Any]:
         """The state of the queue (QUE), with the members of smp-wire.md §14.4."""
         answer, command = await self._ask(commands.Que(), recipient_id, key, timeout)
-        return _of_kind(Info, answer, command).state
-
-    # -- of the sender
-
-    async def sender_secure(
-        self, sender_id: bytes, key: PrivateKey, *, timeout: float | None = None
-    ) -> None:
-        """Lets only the holder of `key` send to the queue (SKEY)."""
-        _ok(*await self._ask(commands.Skey(key.public), sender_id, key, timeout))
-
-    async def send(
-        self,
-        sender_id: bytes,
-        body: bytes,
-        *,
-        key: PrivateKey | None = None,
-        notify: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        """Sends a message (SEND); `key` if the queue is secured, and none if it is not.
-
-        The body has at most `max_message_length` bytes (smp-wire.md §14.1).
-        """
-        _ok(*await self._ask(commands.Send(notify, body), sender_id, key, timeout))
-
-    async def secure_link(
-        self, link_id: bytes, key: PrivateKey, *, timeout: float | None = None
-    ) -> Lnk:
-        """Secures the queue behind a one-time link with `key`; the link's data (LKEY)."""
-        command = commands.Lkey(key.public)
-        return _of_kind(Lnk, *await self._ask(command, link_id, key, timeout))
-
-    async def get_link(self, link_id: bytes, *, timeout: float | None = None) -> Lnk:
-        """The data behind a contact link (LGET)."""
-        return _of_kind(Lnk, *await self._ask(commands.Lget(), link_id, None, timeout))
+        return of_kind(Info, answer, command).state
 
     # -- of notifiers and services, and of anybody
 
@@ -506,35 +471,18 @@ class SMPClient:
         if service is None:
             raise ValueError("the session has no service")
         answer, command = await self._ask(command, service.service_id, service.key, timeout)
-        return _of_kind(Soks, answer, command).count
+        return of_kind(Soks, answer, command).count
 
     async def ping(self, *, timeout: float | None = None) -> None:
         """Sees whether the relay answers (PING)."""
-        _of_kind(Pong, *await self._ask(commands.Ping(), b"", None, timeout))
-
-    async def _ask(
-        self, command: Command, entity_id: bytes, key: PrivateKey | None, timeout: float | None
-    ) -> tuple[Message, Command]:
-        return await self.request(command, entity_id, key, timeout=timeout), command
-
-
-def _of_kind(kind: type[_Answer], answer: Message, command: Command) -> _Answer:
-    if not isinstance(answer, kind):
-        raise UnexpectedAnswerError(
-            f"{answer.tag.decode('ascii')} in answer to {command.tag.decode('ascii')}"
-        )
-    return answer
-
-
-def _ok(answer: Message, command: Command) -> None:
-    _of_kind(Ok, answer, command)
+        of_kind(Pong, *await self._ask(commands.Ping(), b"", None, timeout))
 
 
 def _subscribed(answer: Message, command: Command) -> None:
     # Up to version 15 the answer is OK.
     if not isinstance(answer, Ok):
-        _of_kind(Sok, answer, command)
+        of_kind(Sok, answer, command)
 
 
 def _message(answer: Message, command: Command) -> Msg | None:
-    return None if isinstance(answer, Ok) else _of_kind(Msg, answer, command)
+    return None if isinstance(answer, Ok) else of_kind(Msg, answer, command)

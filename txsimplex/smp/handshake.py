@@ -246,13 +246,14 @@ class ServiceIdentity:
 class ClientSession(Session):
     """A session as the client knows it, and the content of the client's block.
 
-    `relay_key` is the relay's session key, for X25519 authenticators; None where
-    the relay sent none. If `service` is true, the relay sends one more block of the
-    handshake, read by `service_id`.
+    `relay_key` is the relay's session key, for X25519 authenticators, and `shown` how the
+    relay has sent it; None where it sent none. If `service` is true, the relay sends one more
+    block of the handshake, read by `service_id`.
     """
 
     hello: bytes = field(repr=False)
     relay_key: PublicKey | None
+    shown: ServerKey | None
     service: bool
 
     def blocks(self) -> tuple[Blocks, Blocks]:
@@ -316,6 +317,7 @@ class ClientHandshake:
             self._proxy,
             answer.encode(),
             relay_key,
+            hello.key,
             service is not None,
         )
 
@@ -340,6 +342,11 @@ class ClientHandshake:
         if key is None:
             raise HandshakeError(BAD_AUTH)
         return key
+
+
+def shown_key(shown: ServerKey, certificate: bytes) -> PublicKey | None:
+    """The relay's session key of X25519, None if the key of its certificate has not signed it."""
+    return _verified_key(shown.signed_key, certificate, Algorithm.X25519)
 
 
 def service_id(content: bytes) -> bytes:

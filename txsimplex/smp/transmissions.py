@@ -120,6 +120,11 @@ class Framing:
         self.version = version
         self.session = short(session_id)
 
+    @property
+    def session_id(self) -> bytes:
+        """The session's id."""
+        return self.session[1:]
+
     # -- the relay's side
 
     def read_commands(self, content: bytes, first: int = 0) -> list[Transmission | Refused]:

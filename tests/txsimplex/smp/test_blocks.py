@@ -37,7 +37,7 @@ def test_blocks_of_the_reference(vector: Vector) -> None:
     secret = relay_key.exchange(client_key.public)
     relay = RelaySession(session_id, versions, secret, vector["proxy"])
     client = ClientSession(
-        session_id, versions, secret, vector["proxy"], b"", relay_key.public, False
+        session_id, versions, secret, vector["proxy"], b"", relay_key.public, None, False
     )
     for items, seal, open_ in (
         (vector["server_to_client"], relay.blocks()[1], client.blocks()[0]),

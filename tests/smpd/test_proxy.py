@@ -1,0 +1,254 @@
+"""Private routing at the proxy: who is answered what, and who waits for whom (smp-proxy.md)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from smpd.counters import Counters
+from smpd.proxy import Proxy, ProxyRules
+from tests.smpd.people import Person, new_relay
+from tests.txsimplex.client.test_link import FakeSession
+from txsimplex.addresses import Host, RelayLocation
+from txsimplex.client.link import ANSWER_TIME, NETWORK, TIMED_OUT, VERSION
+from txsimplex.client.pool import RelayPool, UnreachableError
+from txsimplex.client.session import Session
+from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.smp import commands as c, errors, messages as m
+from txsimplex.smp.errors import Error
+from txsimplex.smp.transmissions import Transmission, frame
+
+HOSTS = ("relay.example.com", "other.example.org")
+
+
+@dataclass(eq=False)
+class Sender:
+    """A client of the proxy, and what it was answered, by correlation id."""
+
+    proxy: Proxy
+    person: Person = field(default_factory=lambda: Person(new_relay()))
+    answers: dict[bytes, m.Message | Error] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.peer = self.person.peer
+
+    def reply(self, header: bytes, message: bytes) -> None:
+        """Called by the proxy."""
+        answer = self.person.framing.answer(header, message)
+        (received,) = self.person.framing.read_messages(frame([answer]))
+        assert received.corr_id not in self.answers
+        read = received.message
+        assert isinstance(read, m.Message), read
+        self.answers[received.corr_id] = read.error if isinstance(read, m.Err) else read
+
+    def ask(self, command: c.Command, entity_id: bytes = b"") -> bytes:
+        """Sends a command; its correlation id."""
+        corr_id = os.urandom(24)
+        sent = self.person.transmission(command, entity_id, corr_id=corr_id)
+        (t,) = self.person.framing.read_commands(frame([sent]))
+        assert isinstance(t, Transmission)
+        self.proxy.take(self, t)
+        return corr_id
+
+    def forward(self, session: FakeSession) -> bytes:
+        """Sends PFWD; its correlation id."""
+        key = PrivateKey.generate(Algorithm.X25519, os.urandom).public
+        return self.ask(c.Pfwd(17, key, b"sealed"), session.session_id)
+
+
+class Scene:
+    """A proxy, and relays that a test connects and plays."""
+
+    def __init__(self, **rules: Any) -> None:
+        self.clock = Clock()
+        self.counters = Counters()
+        self.connecting: dict[str, Deferred[Any]] = {}
+        self.pool = RelayPool(self.connect, clock=self.clock, most_forwarded=1000)
+        self.proxy = Proxy(self.pool, ProxyRules(**rules), self.counters, self.clock.seconds)
+        self.sender = Sender(self.proxy)
+
+    async def connect(self, location: RelayLocation) -> Session:
+        waiting: Deferred[Session] = Deferred()
+        self.connecting[location.hosts[0].text] = waiting
+        return await waiting
+
+    def location(self, host: str = HOSTS[0]) -> RelayLocation:
+        return RelayLocation((Host.parse(host),), "", bytes(32))
+
+    def connected(self, host: str = HOSTS[0], version: int = 18) -> FakeSession:
+        """A relay to which somebody has asked for a session."""
+        Sender(self.proxy).ask(c.Prxy(self.location(host)))
+        session = FakeSession(version)
+        self.connecting.pop(host).callback(session)
+        return session
+
+
+def answered(session: FakeSession) -> list[bytes]:
+    """Lets a relay answer all that was forwarded to it; the correlation ids of that."""
+    got = session.received()
+    for corr_id, forwarded in got:
+        session.respond(corr_id, forwarded, b"answer")
+    return [forwarded.corr_id for _, forwarded in got]
+
+
+def test_190_the_password_of_the_proxy() -> None:
+    scene = Scene(password=b"secret")
+    for password in (None, b"", b"wrong"):
+        corr_id = scene.sender.ask(c.Prxy(scene.location(), password))
+        assert scene.sender.answers[corr_id] == errors.PROXY_BASIC_AUTH
+    assert scene.connecting == {}
+    scene.sender.ask(c.Prxy(scene.location(), b"secret"))
+    assert list(scene.connecting) == [HOSTS[0]]
+
+
+def test_191_all_are_shown_the_same_session() -> None:
+    scene, other = Scene(), None
+    other = Sender(scene.proxy)
+    ids = [scene.sender.ask(c.Prxy(scene.location())), other.ask(c.Prxy(scene.location()))]
+    assert scene.sender.answers == other.answers == {}
+    session = FakeSession()
+    scene.connecting[HOSTS[0]].callback(session)
+    first, second = scene.sender.answers[ids[0]], other.answers[ids[1]]
+    assert isinstance(first, m.Pkey)
+    assert first == second
+    assert first.session_id == session.session_id
+    assert (scene.counters.relays_asked, scene.counters.relays_connected) == (2, 2)
+
+
+def test_192_commands_of_all_clients_go_through_one_connection() -> None:
+    scene = Scene()
+    session, other = scene.connected(), Sender(scene.proxy)
+    ids = {scene.sender: scene.sender.forward(session), other: other.forward(session)}
+    assert sorted(answered(session)) == sorted(ids.values())
+    for sender, corr_id in ids.items():
+        assert sender.answers == {corr_id: m.Pres(b"answer")}
+    unknown = scene.sender.forward(FakeSession())
+    assert scene.sender.answers[unknown] == errors.PROXY_NO_SESSION
+    counters = scene.counters
+    assert (counters.forwards, counters.forwards_answered, counters.forwards_unknown) == (3, 2, 1)
+
+
+def test_a_silent_relay_keeps_nobody_waiting_for_another() -> None:
+    scene = Scene(client_concurrency=2, client_waiting=5)
+    dead, good = scene.connected(HOSTS[0]), scene.connected(HOSTS[1])
+    for _ in range(5):
+        scene.sender.forward(dead)
+    assert len(dead.received()) == 2
+    ids = [scene.sender.forward(good) for _ in range(2)]
+    assert answered(good) == ids
+    other = Sender(scene.proxy)
+    other.forward(dead)
+    assert len(dead.received()) == 1
+
+
+def test_what_waits_goes_out_when_there_is_room() -> None:
+    scene = Scene(client_concurrency=2, client_waiting=5)
+    session = scene.connected()
+    ids = [scene.sender.forward(session) for _ in range(5)]
+    order = []
+    while got := answered(session):
+        assert len(got) <= 2
+        order += got
+    assert order == ids
+    assert len(scene.sender.answers) == 5
+
+
+def test_too_many_that_wait_are_told_at_once() -> None:
+    scene = Scene(client_concurrency=1, client_waiting=2)
+    session = scene.connected()
+    ids = [scene.sender.forward(session) for _ in range(4)]
+    assert scene.sender.answers == {ids[3]: TIMED_OUT}
+    assert answered(session) == ids[:1]
+    assert answered(session) == ids[1:2]
+    late = scene.sender.forward(session)
+    assert late not in scene.sender.answers
+
+
+def test_what_has_waited_for_too_long_is_not_forwarded() -> None:
+    scene = Scene(client_concurrency=1)
+    session = scene.connected()
+    ids = [scene.sender.forward(session) for _ in range(2)]
+    scene.clock.pump([1.0] * int(ANSWER_TIME + 1))
+    assert scene.sender.answers == dict.fromkeys(ids, TIMED_OUT)
+    assert len(session.received()) == 1
+    assert scene.counters.forwards_failed == 2
+
+
+def test_a_client_that_is_gone_is_not_answered_and_leaves_nothing_behind() -> None:
+    scene = Scene(client_concurrency=1)
+    session = scene.connected()
+    ids = [scene.sender.forward(session) for _ in range(3)]
+    scene.proxy.leave(scene.sender)
+    assert answered(session) == ids[:1]
+    assert session.received() == []
+    assert scene.proxy._clients == {}
+
+
+def test_a_relay_that_goes_is_told_all_that_wait_for_it() -> None:
+    scene = Scene(client_concurrency=1)
+    session = scene.connected()
+    ids = [scene.sender.forward(session) for _ in range(3)]
+    session.lose()
+    assert scene.sender.answers == dict.fromkeys(ids, NETWORK)
+    late = scene.sender.forward(session)
+    assert scene.sender.answers[late] == errors.PROXY_NO_SESSION
+
+
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (NETWORK, "relays_unreachable"),
+        (VERSION, "relays_incompatible"),
+        (Error(("PROXY", "BROKER", "HOST")), "relays_failed"),
+    ],
+)
+def test_a_relay_that_cannot_be_reached(error: Error, counted: str) -> None:
+    scene = Scene()
+    corr_id = scene.sender.ask(c.Prxy(scene.location()))
+    scene.connecting[HOSTS[0]].errback(UnreachableError(error))
+    again = scene.sender.ask(c.Prxy(scene.location()))
+    assert scene.sender.answers == {corr_id: error, again: error}
+    assert (scene.counters.relays_asked, getattr(scene.counters, counted)) == (2, 2)
+
+
+def test_198_a_relay_that_is_too_old() -> None:
+    scene = Scene()
+    corr_id = scene.sender.ask(c.Prxy(scene.location()))
+    scene.connecting[HOSTS[0]].callback(FakeSession(7))
+    assert scene.sender.answers == {corr_id: VERSION}
+    assert scene.counters.relays_incompatible == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("example.com", True),
+        ("relay.example.com", True),
+        ("example.org", False),
+        ("notexample.com", False),
+    ],
+)
+def test_relays_of_own_domains_are_counted_apart(host: str, own: bool) -> None:
+    """§5.3: in addition to the others."""
+    scene = Scene(own_domains=("example.com",))
+    session = scene.connected(host)
+    corr_id = scene.sender.forward(session)
+    assert answered(session) == [corr_id]
+    counters = scene.counters
+    assert (counters.relays_connected, counters.forwards_answered) == (1, 1)
+    assert (counters.own_relays_connected, counters.own_forwards_answered) == (own, own)
+
+
+def test_nothing_of_a_queue_is_in_the_memory_of_a_session() -> None:
+    """The proxy knows relays and ciphertexts."""
+    scene = Scene()
+    session = scene.connected()
+    scene.sender.forward(session)
+    ((_, forwarded),) = session.received()
+    assert {*forwarded.__slots__} == {"corr_id", "version", "key", "sealed"}
+    assert "sealed'" not in repr(forwarded)
