@@ -1,12 +1,13 @@
 """What the PostgreSQL store does beside the work of clients, in a thread of its own.
 
 Going over all queues, numbers for new queues, and questions that need no lock. Each step is a
-transaction of its own; queues that somebody has locked are left for the next round.
+transaction of its own; queues that somebody has locked come last, one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -25,8 +26,10 @@ NUMBERS_AT_A_TIME: Final = 100_000
 _OLD: Final = """
     SELECT number FROM queue_state WHERE number = ANY(%b::bigint[]) AND EXISTS (
         SELECT FROM message WHERE queue = queue_state.number AND body IS NOT NULL
-        AND timestamp < %b::bigint)
-    FOR UPDATE SKIP LOCKED"""
+        AND timestamp < %b::bigint)"""
+_LOCK_PATIENTLY: Final = """
+    SELECT number FROM queue_state WHERE number = ANY(%b::bigint[]) FOR UPDATE"""
+_LOCK: Final = f"{_LOCK_PATIENTLY} SKIP LOCKED"
 _LESS: Final = """
     UPDATE queue_state SET version = version + 1, messages = messages - gone.count
     FROM (SELECT queue, count(*) FROM unnest(%b::bigint[]) AS each (queue) GROUP BY queue)
@@ -99,6 +102,7 @@ class PostgresRounds:
 
     def expire_messages(self, before: float, step: int) -> Iterator[Deferred[int]]:
         """Expires the messages of all queues, `step` queues at a time; yields how many went."""
+        busy: list[int] = []
         last: list[int | None] = [0]
 
         def go_on(connection: Connection) -> int:
@@ -110,7 +114,11 @@ class PostgresRounds:
                 binary=True,
             ).fetchall()
             last[0] = rows[-1][0] if rows else None
-            return _expire(connection, [number for number, count in rows if count], before)
+            numbers = [number for number, count in rows if count]
+            old = connection.execute(_OLD, (numbers, int(before)), binary=True).fetchall()
+            expired, left = _expire(connection, [row[0] for row in old], before, _LOCK)
+            busy.extend(left)
+            return expired
 
         while last[0] is not None:
             position = last[0]
@@ -118,6 +126,9 @@ class PostgresRounds:
             if last[0] == position:
                 # The database has failed.
                 break
+        # Each by itself: who waits for one must not keep others waiting for another.
+        for number in busy:
+            yield self._do(partial(_expire_patiently, number=number, before=before), 0)
 
     def unused_queues(self, before: int, step: int) -> Iterator[Deferred[list[bytes]]]:
         """Recipient ids of unused queues, `step` queues looked at each time.
@@ -213,16 +224,22 @@ class PostgresRounds:
         self._worker.stop(seconds)
 
 
-def _expire(connection: Connection, numbers: list[int], before: float) -> int:
-    old = connection.execute(_OLD, (numbers, int(before)), binary=True).fetchall()
-    if not old:
-        return 0
-    locked = [row[0] for row in old]
+def _expire(
+    connection: Connection, numbers: list[int], before: float, lock: str
+) -> tuple[int, set[int]]:
+    """How many messages went, and the queues that could not be locked."""
+    if not numbers:
+        return 0, set()
+    locked = [row[0] for row in connection.execute(lock, (numbers,), binary=True).fetchall()]
     gone = connection.execute(EXPIRE, (locked, [int(before)] * len(locked)), binary=True)
     queues = [row[0] for row in gone.fetchall()]
     if queues:
         connection.execute(_LESS, (queues,), binary=True)
-    return len(queues)
+    return len(queues), set(numbers) - set(locked)
+
+
+def _expire_patiently(connection: Connection, *, number: int, before: float) -> int:
+    return _expire(connection, [number], before, _LOCK_PATIENTLY)[0]
 
 
 def _one(connection: Connection, query: str, *values: Any) -> int | None:

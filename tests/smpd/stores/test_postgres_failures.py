@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,7 +19,7 @@ from smpd.stores.postgres_lane import Lane
 from tests.smpd.stores.disk_stores import Loop
 from tests.smpd.stores.postgres_proxy import Lose, Proxy
 from tests.smpd.stores.postgres_stores import PostgresStores, new_database
-from tests.smpd.stores.records import message, new_queue
+from tests.smpd.stores.records import NOW, message, new_queue
 
 QUOTA = 4
 WAIT = 20.0
@@ -52,7 +53,7 @@ class Site:
         """Its only lane."""
         return self.store._admission._lanes[0].lane
 
-    def ask(self, wanted: Sequence[Wanted], work: Callable[[], Any]) -> None:
+    def ask(self, wanted: Sequence[Wanted], work: Callable[[], Any], line: object = None) -> None:
         """Has something done, whose answer waits until it is safe: OK, what it gives, or STORE."""
         place = len(self.answers)
         self.answers.append("waits")
@@ -69,7 +70,7 @@ class Site:
             else:
                 self.answers[place] = f"{result}"
 
-        self.store.admit(wanted, attempt, self)
+        self.store.admit(wanted, attempt, line or self)
 
     def _committed(self) -> None:
         left = []
@@ -346,6 +347,134 @@ def test_isolation_that_the_operator_has_chosen() -> None:
     finally:
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_isolation')
+
+
+class Ledger:
+    """What was answered about messages of some queues, by sites that send and acknowledge."""
+
+    def __init__(self, queues: Sequence[Queue]) -> None:
+        self.queues = queues
+        self.sent: list[tuple[Site, int, Queue, bytes]] = []
+        self.removed: list[tuple[Site, int, Queue, bytes]] = []
+
+    def send(self, site: Site, queue: Queue) -> None:
+        """A message."""
+        one = message()
+
+        def work() -> None:
+            found = site.store.by_sender(queue.sender_id)
+            assert found is not None
+            assert site.store.write(found, one, 1000).accepted
+
+        self.sent.append((site, len(site.answers), queue, one.msg_id))
+        site.ask([Wanted(What.SENDER, queue.sender_id)], work, object())
+
+    def acknowledge(self, site: Site, queue: Queue) -> None:
+        """Of the first one."""
+        place = len(site.answers)
+
+        def work() -> None:
+            found = site.store.by_recipient(queue.recipient_id)
+            assert found is not None
+            first = site.store.head(found)
+            if first is not None:
+                assert site.store.remove(found, first.msg_id) == first
+                self.removed.append((site, place, queue, first.msg_id))
+
+        site.ask([Wanted(What.RECIPIENT, queue.recipient_id, 2)], work, object())
+
+    def check(self, database: str) -> None:
+        """What was answered with OK is so, and each queue has what it says."""
+        with psycopg.connect(database) as connection:
+            rows = connection.execute(
+                "SELECT recipient_id, messages, array_remove(array_agg(msg_id ORDER BY"
+                " message.number), NULL) FROM smpd.queue JOIN smpd.queue_state USING (number)"
+                " LEFT JOIN smpd.message ON message.queue = queue.number"
+                " GROUP BY recipient_id, messages"
+            ).fetchall()
+        there = {row[0]: row[2] for row in rows}
+        assert [row[1] for row in rows] == [len(row[2]) for row in rows]
+        for queue in self.queues:
+            left = there[queue.recipient_id]
+            assert len(set(left)) == len(left)
+            mine = [each for each in self.removed if each[2] is queue]
+            surely = [each[3] for each in mine if each[0].answers[each[1]] == "OK"]
+            assert len(set(surely)) == len(surely)
+            assert not set(surely) & set(left)
+            perhaps = {each[3] for each in mine}
+            for site, place, of, msg_id in self.sent:
+                if of is queue and site.answers[place] == "OK":
+                    assert msg_id in left or msg_id in perhaps
+
+
+@pytest.mark.slow
+def test_connections_that_are_lost_at_any_time() -> None:
+    """Of two relays that send to the same queues, and acknowledge; with little in memory."""
+    database = stores.emptied()
+    with Proxy(database) as proxy:
+        sites = [
+            Site(proxy.dsn, connections=3, cached_queues=cached, answer_timeout=2.0)
+            for cached in (1, 20_000)
+        ]
+        ledger = Ledger([sites[0].add() for _ in range(5)])
+        chance = Random(1)
+        end = time.monotonic() + 8.0
+        while time.monotonic() < end:
+            for site in sites:
+                for _ in range(chance.randrange(4)):
+                    queue = chance.choice(ledger.queues)
+                    if chance.random() < 0.6:
+                        ledger.send(site, queue)
+                    else:
+                        ledger.acknowledge(site, queue)
+                site.wait(lambda: True)
+                site.loop.turn(0.002)
+            time.sleep(0.002)
+            happens = chance.random()
+            if happens < 0.01:
+                proxy.cut()
+            elif happens < 0.02:
+                proxy.lose = chance.choice(list(Lose))
+        proxy.lose = None
+        while any("waits" in site.answers for site in sites):
+            for site in sites:
+                site.loop.turn(0.005)
+            time.sleep(0.005)
+        stores.close_all()
+    answers = [answer for site in sites for answer in site.answers]
+    assert answers.count("OK") > 300
+    ledger.check(database)
+
+
+def test_a_queue_that_is_locked_when_its_messages_expire() -> None:
+    """It is not left for the next round, which is hours later, but for the end of this one."""
+    database = stores.emptied()
+    site = Site(database)
+    queues = [site.add() for _ in range(3)]
+    for queue in queues:
+        site.send(queue)
+    assert site.answer() == "OK"
+    expired: list[int] = []
+    with psycopg.connect(database) as holder:
+        holder.execute("SET search_path = smpd")
+        holder.execute(
+            "SELECT FROM queue_state JOIN queue USING (number) WHERE recipient_id = %b"
+            " FOR UPDATE OF queue_state",
+            (queues[1].recipient_id,),
+        )
+        for number, step in enumerate(site.store.expire_all(NOW + 1, 2)):
+            assert not isinstance(step, int)
+            came: list[int] = []
+            step.addCallback(came.append)
+            if number == 2:
+                holder.rollback()
+            site.wait(lambda: bool(came))  # noqa: B023
+            expired += came
+    assert expired == [1, 1, 0, 1]
+    for queue in queues:
+        assert messages_of(database, queue) == (0, 0)
+        site.count(queue)
+        assert site.answer() == "0"
 
 
 # -- a database that is away for longer
