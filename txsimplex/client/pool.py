@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -45,7 +46,9 @@ def reason_for_senders(error: BaseException | None) -> Error:
 class RelayPool:
     """Connects once to each relay, whoever asks for it, and remembers what failed for a while.
 
-    `most_forwarded` is how many commands to one relay may be without an answer.
+    `most_forwarded` is how many commands to one relay may be without an answer, `most_relays`
+    how many relays may be connected: for one more, that which was not used for the longest
+    time is left, if nothing is under way to it.
     """
 
     def __init__(
@@ -54,15 +57,19 @@ class RelayPool:
         *,
         clock: IReactorTime,
         most_forwarded: int = 256,
+        most_relays: int = 10_000,
         error_time: float = ERROR_TIME,
         random: Random = os.urandom,
     ) -> None:
         self._connect = connect
         self._clock = clock
         self._most = most_forwarded
+        self._most_relays = most_relays
         self._error_time = error_time
         self._random = random
-        self._links: dict[RelayLocation, RelayLink] = {}
+        # In the order of use, the one used last at the end.
+        self._links: OrderedDict[RelayLocation, RelayLink] = OrderedDict()
+        self._locations: dict[RelayLink, RelayLocation] = {}
         self._sessions: dict[bytes, RelayLink] = {}
         self._connecting: dict[RelayLocation, list[Deferred[RelayLink]]] = {}
         self._failures: dict[RelayLocation, tuple[float, Error]] = {}
@@ -74,7 +81,10 @@ class RelayPool:
 
     def session(self, session_id: bytes) -> RelayLink | None:
         """The connection with this session id."""
-        return self._sessions.get(session_id)
+        link = self._sessions.get(session_id)
+        if link is not None:
+            self._links.move_to_end(self._locations[link])
+        return link
 
     def link(self, location: RelayLocation) -> Deferred[RelayLink]:
         """The connection to a relay; fails with `UnreachableError`."""
@@ -82,15 +92,26 @@ class RelayPool:
         link = self._links.get(location)
         failed = self._failures.get(location)
         if link is not None:
+            self._links.move_to_end(location)
             waiting.callback(link)
         elif failed is not None and failed[0] > self._clock.seconds():
             waiting.errback(UnreachableError(failed[1]))
-        elif self._closed:
+        elif self._closed or not self._has_room():
             waiting.errback(UnreachableError(NETWORK))
         else:
             self._failures.pop(location, None)
             self._join(location, waiting)
         return waiting
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more relay; makes room if it can."""
+        if len(self._links) + len(self._connecting) < self._most_relays:
+            return True
+        for link in self._links.values():
+            if not link.load:
+                link.close()
+                return True
+        return False
 
     def _join(self, location: RelayLocation, waiting: Deferred[RelayLink]) -> None:
         """Waits for the one attempt to connect."""
@@ -125,6 +146,7 @@ class RelayPool:
                 each.errback(UnreachableError(NETWORK))
             return
         self._links[location] = link
+        self._locations[link] = location
         self._sessions[link.session_id] = link
         for each in waiting:
             each.callback(link)
@@ -151,6 +173,7 @@ class RelayPool:
     def _ended(self, location: RelayLocation, link: RelayLink) -> None:
         if self._links.get(location) is link:
             del self._links[location]
+            del self._locations[link]
         if self._sessions.get(link.session_id) is link:
             del self._sessions[link.session_id]
 

@@ -332,6 +332,28 @@ def test_failures_are_remembered_for_a_while(error: ClientError, told: Error) ->
     assert len(pooled.asked) == 3
 
 
+def test_only_so_many_relays_are_connected() -> None:
+    pooled = Pooled()
+    pooled.pool = RelayPool(pooled.connect, clock=pooled.clock, most_relays=2)
+    sessions = [FakeSession() for _ in range(4)]
+    for number in (0, 1):
+        pooled.link(place(number))
+        pooled.asked[number][1].callback(sessions[number])
+    key = PrivateKey.generate(Algorithm.X25519, os.urandom).public
+    first = pooled.pool.session(sessions[0].session_id)
+    assert first is not None
+    pooled.link(place(2))
+    assert (sessions[0].connected, sessions[1].connected) == (True, False)
+    pooled.asked[2][1].callback(sessions[2])
+    for session in (sessions[0], sessions[2]):
+        link = pooled.pool.session(session.session_id)
+        assert link is not None
+        link.forward(Forwarded(bytes(24), 17, key, b"sealed"), lambda answer: None)
+    assert reason(pooled.link(place(3))) == NETWORK
+    assert (sessions[0].connected, sessions[2].connected) == (True, True)
+    assert len(pooled.pool) == 2
+
+
 def test_a_closed_pool_makes_no_connections() -> None:
     pooled, session = Pooled(), FakeSession()
     pooled.link(place())
