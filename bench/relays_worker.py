@@ -84,7 +84,7 @@ class _SharedQueue:
         """Since when there ought to be one."""
         self.moving = False
         self.in_doubt = False
-        """Whether SUB was answered by an error of the store."""
+        """Whether SUB or ACK was answered by an error of the store."""
         self.left: list[_Connection] = []
         """Where it was subscribed to, and END has not come."""
         self.marker_acks = 0
@@ -455,7 +455,7 @@ class RelaysWorker:
             self._ended(connection, queue, key, received.message)
         elif not isinstance(received.message, Msg):
             self.ledger.wrong_answer(f"an event that is not a message: {received.message}")
-        elif queue is not None and queue.recipient is connection:
+        elif queue is not None and queue.recipient is connection and not queue.in_doubt:
             self._took(queue, connection, received.message)
 
     def _ended(
@@ -524,8 +524,9 @@ class RelaysWorker:
             if not right:
                 self.ledger.ack_failed(queue.key, str(error))
         elif self._is_of_store(error):
+            # The first message comes once more then, which may be the same.
             self.ledger.note(queue.key, str(error))
-            queue.moving = True
+            queue.moving = queue.in_doubt = True
         else:
             self.ledger.ack_failed(queue.key, str(error))
 

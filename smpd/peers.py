@@ -68,13 +68,15 @@ class Subscription:
     """A connection's interest in one queue (smp-server.md §5.1).
 
     `delivered` is the message it has not acknowledged; `getter` means GET instead
-    of SUB; `waits` that a message could not be sent while the connection was full.
+    of SUB; `waits` that a message could not be sent while the connection was full;
+    `acknowledged` that any was acknowledged.
     """
 
     peer: Peer
     getter: bool = False
     delivered: bytes | None = field(default=None, repr=False)
     waits: bool = False
+    acknowledged: bool = False
 
 
 class Peer:

@@ -144,6 +144,7 @@ class Subscriptions:
         if msg_id and subscription.delivered != msg_id:
             return _NO_MESSAGE, None
         removed = self._store.remove(queue, msg_id)
+        subscription.acknowledged = True
         if subscription.getter:
             subscription.delivered = None
             return b"OK", removed
@@ -225,9 +226,12 @@ class Subscriptions:
                 self.deliver(queue, message)
 
     def start_over(self, recipient_id: bytes) -> None:
-        """Delivers the first message of a queue once more, whatever was delivered before."""
+        """Delivers the first message of a queue once more, whatever was delivered before.
+
+        Not to who has subscribed since then: that has lost no answer.
+        """
         subscription = self._current.get(recipient_id)
-        if subscription is not None:
+        if subscription is not None and subscription.acknowledged:
             # Asked for first: it may fail, and then it is asked for again.
             queue = self._store.by_recipient(recipient_id)
             if queue is not None:

@@ -10,14 +10,14 @@ while it was committed: that can be found out (`Lane.again`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
-from psycopg import Cursor, Error
-from psycopg.rows import TupleRow
+from psycopg import Error
 
 from smpd.stores.interface import What
 from smpd.stores.postgres_database import Connection, KeptConnection
+from smpd.stores.postgres_journeys import Answer, Journeys
 from smpd.stores.postgres_rows import Found, Key, Query, Rows, State, columns, payloads
 from smpd.stores.rows import LINK_COLUMNS, QUEUE_COLUMNS
 
@@ -160,6 +160,7 @@ class Lane:
         self._relay = relay
         self._number = number
         self._connection: Connection | None = None
+        self._journeys: Journeys | None = None
         self._entered = False
 
     # -- the beginning of a transaction
@@ -187,15 +188,14 @@ class Lane:
 
     def _lock(self, connection: Connection, query: Query, found: Found) -> None:
         ids = [query.ids(what) for what in (What.RECIPIENT, What.SENDER, What.NOTIFIER, What.LINK)]
-        excluded: Cursor[TupleRow] | None = None
-        with connection.pipeline():
+        excluded: Answer | None = None
+        with self._together(connection) as journey:
             # Held to the end: who makes this transaction again waits for that.
-            connection.execute(_HOLD, (self._relay, self._number), binary=True)
+            journey.execute(_HOLD, (self._relay, self._number))
             if query.exclusive:
-                excluded = connection.execute(_EXCLUDE, (list(query.exclusive),), binary=True)
-            located = connection.execute(_FIND, ids, binary=True)
-            lock = _LOCK_PATIENTLY if query.patient else _LOCK
-            locked = connection.execute(lock, ids, binary=True)
+                excluded = journey.execute(_EXCLUDE, (list(query.exclusive),))
+            located = journey.execute(_FIND, ids)
+            locked = journey.execute(_LOCK_PATIENTLY if query.patient else _LOCK, ids)
         if excluded is not None:
             found.taken = {row[0] for row in excluded.fetchall()}
         states = {row[0]: State(*row) for row in locked.fetchall()}
@@ -229,11 +229,11 @@ class Lane:
             stale or missed or bodies or expire or notifiers or query.certificates or query.services
         ):
             return
-        cursors: dict[str, Cursor[TupleRow]] = {}
-        with connection.pipeline():
+        cursors: dict[str, Answer] = {}
+        with self._together(connection) as journey:
 
             def ask(name: str, statement: str, *values: Any) -> None:
-                cursors[name] = connection.execute(statement, values, binary=True)
+                cursors[name] = journey.execute(statement, values)
 
             if stale:
                 ask("queues", _QUEUES, stale)
@@ -322,10 +322,10 @@ class Lane:
             raise ConflictError
 
     def _write(self, connection: Connection, rows: Rows) -> None:
-        with connection.pipeline():
+        with self._together(connection) as journey:
 
             def write(statement: str, *values: Any) -> None:
-                connection.execute(statement, values, binary=True)
+                journey.execute(statement, values)
 
             write(_MARK, rows.batch, self._relay, self._number)
             if rows.deleted:
@@ -353,14 +353,14 @@ class Lane:
                 write(_REMOVE_MESSAGES, *columns(rows.removed, 2))
             if rows.messages:
                 write(_WRITE_MESSAGES, *columns(rows.messages, 6))
-            self._write_others(connection, rows)
-            connection.execute("COMMIT")
+            self._write_others(journey, rows)
+            journey.execute("COMMIT")
 
-    def _write_others(self, connection: Connection, rows: Rows) -> None:
+    def _write_others(self, journey: Journeys, rows: Rows) -> None:
         """Notifications, services, and what others are told."""
 
         def write(statement: str, *values: Any) -> None:
-            connection.execute(statement, values, binary=True)
+            journey.execute(statement, values)
 
         if rows.dropped:
             write("DELETE FROM notification WHERE notifier_id = ANY(%b::bytea[])", rows.dropped)
@@ -381,6 +381,13 @@ class Lane:
                 write(_TELL, channel(relay), payload)
 
     # -- connections
+
+    def _together(self, connection: Connection) -> AbstractContextManager[Journeys]:
+        """Statements that go together; see `Journeys.together`."""
+        journeys = self._journeys
+        if journeys is None or journeys.connection is not connection:
+            journeys = self._journeys = Journeys(connection)
+        return journeys.together()
 
     def prepare(self) -> None:
         """Connects, so that this is done when there is work; what fails is tried again then."""
@@ -409,6 +416,6 @@ class Lane:
         self._kept.undo()
 
 
-def _rows(cursors: dict[str, Cursor[TupleRow]], name: str) -> Iterable[Any]:
+def _rows(cursors: dict[str, Answer], name: str) -> Iterable[Any]:
     cursor = cursors.get(name)
     return () if cursor is None else cursor.fetchall()

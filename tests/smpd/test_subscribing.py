@@ -80,14 +80,11 @@ def test_who_asks_with_get_has_no_subscription_to_lose(
 def test_who_was_told_an_error_has_the_first_message_once_more(
     recipient: Recipient, sender: Person
 ) -> None:
-    """It may be the one acknowledged, or the next one: the subscriber does not know."""
+    """Its ACK may have had an effect or not: it does not know."""
     recipient.send(sender, b"one")
     recipient.send(sender, b"two")
     first = recipient.event()
     relay = recipient.person.relay
-    relay.answers_lost(recipient.recipient_id)
-    again = recipient.event()
-    assert again.msg_id == first.msg_id
     second = expect(recipient.ask(c.Ack(first.msg_id)), m.Msg)
     relay.answers_lost(recipient.recipient_id)
     assert recipient.event().msg_id == second.msg_id
@@ -98,6 +95,20 @@ def test_who_was_told_an_error_has_the_first_message_once_more(
     assert recipient.body(recipient.event()) == b"three"
     relay.answers_lost(random(24))
     assert recipient.person.events == []
+
+
+def test_who_has_subscribed_since_has_lost_no_answer(recipient: Recipient, sender: Person) -> None:
+    """An answer to the former subscriber became an error after another had taken the queue."""
+    recipient.send(sender)
+    recipient.send(sender)
+    message = recipient.event()
+    expect(recipient.ask(c.Ack(message.msg_id)), m.Msg)
+    another = Person(recipient.person.relay)
+    relay = recipient.person.relay
+    assert expect(recipient.ask(c.Sub(), another), m.Sok) is not None
+    first = len(another.events)
+    relay.answers_lost(recipient.recipient_id)
+    assert len(another.events) == first
 
 
 # -- ACK
