@@ -193,6 +193,8 @@ class Journeys:
                 pgconn.consume_input()
             result = pgconn.get_result()
             if result is None:
+                if pgconn.status == ConnStatus.BAD:
+                    raise failed or OperationalError("the connection is lost")
                 # The end of one statement's results.
                 continue
             if result.status == ExecStatus.PIPELINE_SYNC:
