@@ -16,6 +16,7 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Final, Protocol
@@ -76,7 +77,9 @@ class Listener:
     def stop(self, seconds: float) -> None:
         """Ends, within so many seconds or without being waited for."""
         self._stopping = True
-        self._here.send(b"\0")
+        with suppress(OSError):
+            # The thread may have seen the end by itself.
+            self._here.send(b"\0")
         self._thread.join(seconds)
         self._here.close()
 

@@ -438,3 +438,97 @@ def test_refusals_without_reason(bench: Bench) -> None:
     bench.ledger.send_failed(QUEUE, bench.ledger.send_asked(QUEUE), "AUTH")
     bench.ledger.ack_failed(QUEUE, "NO_MSG")
     assert bench.counts() == {"wrong_answers": 2}
+
+
+# -- subscriptions of several relays
+
+
+def test_a_new_subscription_begins_a_run_of_its_queue() -> None:
+    bench = Bench()
+    bench.send(2)
+    bench.see(1)
+    bench.ledger.subscribing(QUEUE, "relay 1")
+    bench.see(1)
+    assert bench.counts() == {}
+    bench.see(1)
+    assert bench.counts() == {"wrong_answers": 1}
+    assert "SUB at relay 1" in bench.ledger.histories[0]
+
+
+def test_what_was_accepted_before_a_subscription_comes_with_it() -> None:
+    bench = Bench()
+    bench.send()
+    bench.ledger.subscribing(QUEUE, "relay 1")
+    bench.send()
+    assert bench.ledger.owes(QUEUE)
+    bench.ledger.nothing_came(QUEUE)
+    assert bench.counts() == {"lost": 1}
+    bench.take(2)
+    assert not bench.ledger.owes(QUEUE)
+
+
+def test_what_is_sent_meanwhile_may_come_later() -> None:
+    bench = Bench()
+    bench.ledger.subscribing(QUEUE, "relay 1")
+    bench.send()
+    bench.ledger.nothing_came(QUEUE)
+    bench.take(1)
+    assert bench.counts() == {}
+
+
+def test_a_marker_has_to_come_with_a_subscription() -> None:
+    bench = Bench()
+    bench.send()
+    number = bench.ledger.send_asked(QUEUE)
+    bench.ledger.send_refused(QUEUE, number)
+    bench.take(1)
+    bench.ledger.subscribing(QUEUE, "relay 1")
+    bench.ledger.nothing_came(QUEUE)
+    assert bench.counts() == {"wrong_answers": 1}
+
+
+def test_an_ack_that_was_under_way_when_the_queue_went_elsewhere() -> None:
+    bench = Bench()
+    bench.send(2)
+    bench.see(1)
+    bench.ledger.ack_asked(QUEUE, 1, ids(1))
+    run = bench.ledger.run_of(QUEUE)
+    bench.ledger.subscribing(QUEUE, "relay 1")
+    bench.ledger.ack_answered_elsewhere(QUEUE, 1, run)
+    bench.take(2)
+    assert bench.counts() == {}
+    bench.see(1)
+    assert bench.counts() == {"duplicated_after_ack": 1}
+
+
+def test_such_an_ack_is_refused_when_the_message_has_come_elsewhere() -> None:
+    bench = Bench()
+    bench.send()
+    bench.see(1)
+    bench.ledger.ack_asked(QUEUE, 1, ids(1))
+    run = bench.ledger.run_of(QUEUE)
+    bench.ledger.subscribing(QUEUE, "relay 1")
+    bench.see(1)
+    bench.ledger.ack_answered_elsewhere(QUEUE, 1, run)
+    assert bench.counts() == {"wrong_answers": 1}
+
+
+def test_an_error_of_the_store_leaves_a_message_in_doubt() -> None:
+    for comes in (True, False):
+        bench = Bench()
+        number = bench.ledger.send_asked(QUEUE)
+        bench.ledger.send_in_doubt(QUEUE, number, "STORE")
+        bench.send()
+        bench.ledger.subscribing(QUEUE, "relay 1")
+        bench.take(*((1, 2) if comes else (2,)))
+        assert bench.counts() == {}
+
+
+def test_kills_are_counted_though_nothing_of_a_queue_has_ended() -> None:
+    bench = Bench()
+    bench.send()
+    bench.see(1)
+    bench.ledger.killed()
+    bench.see(1)
+    assert bench.ledger.run == 1
+    assert bench.counts() == {"wrong_answers": 1}
