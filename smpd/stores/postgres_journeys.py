@@ -174,10 +174,11 @@ class Journeys:
 
     def _send(self) -> None:
         pgconn = self.connection.pgconn
-        socket = pgconn.socket
+        poll = select.poll()
+        poll.register(pgconn.socket, select.POLLIN | select.POLLOUT)
         while pgconn.flush():
-            readable, _, _ = select.select([socket], [socket], [])
-            if readable:
+            ((_, events), *_) = poll.poll()
+            if events & ~select.POLLOUT:
                 # The server may wait for that before it takes more.
                 pgconn.consume_input()
 
