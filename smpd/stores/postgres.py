@@ -9,7 +9,7 @@ import psycopg
 from twisted.logger import Logger
 
 from smpd.stores.group_commit import CallFromThread, CallLater, Worker, WriterThread
-from smpd.stores.postgres_admission import LaneThread
+from smpd.stores.postgres_batches import LaneThread
 from smpd.stores.postgres_database import (
     Connection,
     check_schema,

@@ -14,7 +14,7 @@ from typing import Final
 from smpd.queues import Message, Queue
 from smpd.stores.interface import Notification, StoreError, Wanted, What
 from smpd.stores.memory import MemoryStore
-from smpd.stores.postgres_admission import EXCLUSIVE, Request, key_of
+from smpd.stores.postgres_batches import EXCLUSIVE, Request, key_of
 from smpd.stores.postgres_changes import SharedMessages, shared
 from smpd.stores.postgres_rows import Found, Key, Known, Query
 from smpd.stores.rows import DamagedRow, Row, queue_from_row, service_from_row

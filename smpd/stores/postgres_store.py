@@ -23,7 +23,8 @@ from smpd.stores.interface import (
     Wanted,
     Written,
 )
-from smpd.stores.postgres_admission import Admission, LaneThread
+from smpd.stores.postgres_admission import Admission
+from smpd.stores.postgres_batches import LaneThread
 from smpd.stores.postgres_cache import SharedQueues
 from smpd.stores.postgres_changes import Changes, SharedMessages, shared
 from smpd.stores.postgres_notices import Hearing, Listener
@@ -96,7 +97,7 @@ class PostgresStore(SharedQueues):
         return self._admission.spoiled(number)
 
     def begin(self, query: Query, found: Found) -> set[int] | None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         if not self._is_current(query, found):
             return None
         self._changes = Changes()
@@ -119,7 +120,7 @@ class PostgresStore(SharedQueues):
         self._expired[queue.number] = len(numbers)
 
     def end(self) -> Rows | None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         self._locked = set()
         self._found_notifications = {}
         self._trim()
@@ -130,24 +131,24 @@ class PostgresStore(SharedQueues):
         return changes.rows(self._batch)
 
     def end_badly(self) -> None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         changes, self._changes = self._changes, Changes()
         self._forget(self._locked | set(changes.base))
         self._claimed -= changes.claims
         self._locked = set()
 
     def given_up(self, numbers: set[int], rows: Rows) -> None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         self._forget(numbers | set(rows.base))
         self._claimed -= set(rows.claims)
 
     def answers_lost(self, rows: Rows) -> None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         if self.elsewhere is not None and not self._closed:
             self._hearing.look_again(self.elsewhere, rows.lost_from)
 
     def lost(self, busy: Set[int]) -> None:
-        """See `smpd.stores.postgres_admission.Steps`.
+        """See `smpd.stores.postgres_batches.Steps`.
 
         One that stood by may not have had the last changes. Then versions say nothing any more.
         """
@@ -155,7 +156,7 @@ class PostgresStore(SharedQueues):
         self._seen.clear()
 
     def without_store(self, reason: str, work: Callable[[], None]) -> None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         self._problem = reason
         try:
             work()
@@ -163,7 +164,7 @@ class PostgresStore(SharedQueues):
             self._problem = None
 
     def moved(self, committed: int) -> None:
-        """See `smpd.stores.postgres_admission.Steps`."""
+        """See `smpd.stores.postgres_batches.Steps`."""
         self.committed = committed
         self._follow_claimed()
         self.on_commit()

@@ -20,7 +20,8 @@ from zope.interface import provider
 
 from smpd.stores.group_commit import WriterThread
 from smpd.stores.interface import Wanted, What
-from smpd.stores.postgres_admission import Admission, LaneThread, Request
+from smpd.stores.postgres_admission import Admission
+from smpd.stores.postgres_batches import LaneThread, Request
 from smpd.stores.postgres_lane import ConflictError
 from smpd.stores.postgres_rows import Found, Key, Query, Rows
 
