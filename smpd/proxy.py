@@ -46,8 +46,9 @@ class ProxyRules:
     """What the operator decides about the proxy.
 
     `password` is that of NEW, None for none. `client_concurrency` is how many commands of one
-    client to one relay may be under way; `client_waiting` how many more may wait, for all relays
-    together. `own_domains` are those of relays that are counted apart.
+    client to one relay may be under way, and how many relays it may ask for at the same
+    time; `client_waiting` how many more of each may wait. `own_domains` are those of relays
+    that are counted apart.
     """
 
     password: bytes | None = field(default=None, repr=False)
@@ -74,10 +75,11 @@ class _Waiting:
 class _Client:
     """What is under way for one client, and what waits, by relay."""
 
+    asking: int = 0
+    asks: deque[Transmission] = field(default_factory=deque)
     active: dict[RelayLink, int] = field(default_factory=dict)
     waiting: dict[RelayLink, deque[_Waiting]] = field(default_factory=dict)
     waiting_count: int = 0
-    gone: bool = False
 
 
 class Proxy:
@@ -111,7 +113,7 @@ class Proxy:
         """Forgets a client whose connection has ended; what is under way goes on."""
         known = self._clients.pop(client, None)
         if known is not None:
-            known.gone = True
+            known.asks.clear()
             known.waiting.clear()
 
     def close(self) -> None:
@@ -125,20 +127,49 @@ class Proxy:
         if password is not None and not hmac.compare_digest(password, command.password or b""):
             self._refuse(client, t, errors.PROXY_BASIC_AUTH)
             return
-        location = command.relay
-        own = self._rules.is_own(location)
-        self._count("relays_asked", own)
-        asked = self._pool.link(location)
-        asked.addCallbacks(
-            self._show,
-            self._unreachable,
-            callbackArgs=(client, t, own),
-            errbackArgs=(client, t, own),
-        )
-        asked.addErrback(self._failed)
+        self._count("relays_asked", self._rules.is_own(command.relay))
+        known = self._known(client)
+        if known.asking < self._rules.client_concurrency:
+            self._ask(client, known, t, command.relay)
+        elif len(known.asks) < self._rules.client_waiting:
+            known.asks.append(t)
+        else:
+            self._unreachable(client, t, command.relay, TIMED_OUT)
 
-    def _show(self, link: RelayLink, client: ProxyClient, t: Transmission, own: bool) -> None:
-        key = link.key()
+    def _known(self, client: ProxyClient) -> _Client:
+        known = self._clients.get(client)
+        if known is None:
+            known = self._clients[client] = _Client()
+        return known
+
+    def _ask(
+        self, client: ProxyClient, known: _Client, t: Transmission, location: RelayLocation
+    ) -> None:
+        """Asks the pool for a relay, and then for the next one that this client waits for."""
+        known.asking += 1
+
+        def found(link: RelayLink) -> None:
+            self._show(link, client, t, location)
+
+        def failed(failure: Failure) -> None:
+            error = failure.value
+            reason = error.error if isinstance(error, UnreachableError) else errors.INTERNAL
+            self._unreachable(client, t, location, reason)
+
+        def ended(result: None) -> None:
+            known.asking -= 1
+            if known.asks and known.asking < self._rules.client_concurrency:
+                waiting = known.asks.popleft()
+                assert isinstance(waiting.command, c.Prxy)
+                self._ask(client, known, waiting, waiting.command.relay)
+
+        asked = self._pool.link(location).addCallbacks(found, failed)
+        asked.addErrback(self._failed).addCallback(ended)
+
+    def _show(
+        self, link: RelayLink, client: ProxyClient, t: Transmission, location: RelayLocation
+    ) -> None:
+        key, own = link.key(), self._rules.is_own(location)
         if isinstance(key, Error):
             self._count("relays_incompatible", own)
             self._refuse(client, t, key)
@@ -149,10 +180,9 @@ class Proxy:
         client.reply(t.header, key.encode(client.peer.version))
 
     def _unreachable(
-        self, failure: Failure, client: ProxyClient, t: Transmission, own: bool
+        self, client: ProxyClient, t: Transmission, location: RelayLocation, reason: Error
     ) -> None:
-        error = failure.value
-        reason = error.error if isinstance(error, UnreachableError) else errors.INTERNAL
+        own = self._rules.is_own(location)
         if reason == VERSION:
             self._count("relays_incompatible", own)
         elif reason in (NETWORK, TIMED_OUT):
@@ -175,9 +205,7 @@ class Proxy:
             return
         self._count("forwards", link in self._own)
         forwarded = Forwarded(t.corr_id, command.version, command.key, command.transmission)
-        known = self._clients.get(client)
-        if known is None:
-            known = self._clients[client] = _Client()
+        known = self._known(client)
         waiting = _Waiting(t, forwarded, self._seconds())
         if known.active.get(link, 0) < self._rules.client_concurrency:
             self._start(client, known, link, waiting)

@@ -158,6 +158,25 @@ def test_what_waits_goes_out_when_there_is_room() -> None:
     assert len(scene.sender.answers) == 5
 
 
+def test_a_client_asks_for_so_many_relays_at_the_same_time() -> None:
+    scene = Scene(client_concurrency=2, client_waiting=1)
+    hosts = [f"relay{number}.example.com" for number in range(4)]
+    ids = [scene.sender.ask(c.Prxy(scene.location(host))) for host in hosts]
+    assert list(scene.connecting) == hosts[:2]
+    assert scene.sender.answers == {ids[3]: TIMED_OUT}
+    other = Sender(scene.proxy)
+    other.ask(c.Prxy(scene.location("another.example.com")))
+    assert "another.example.com" in scene.connecting
+    scene.connecting[hosts[0]].errback(UnreachableError(NETWORK))
+    assert hosts[2] in scene.connecting
+    scene.connecting[hosts[2]].callback(FakeSession())
+    assert scene.sender.answers[ids[0]] == NETWORK
+    assert isinstance(scene.sender.answers[ids[2]], m.Pkey)
+    scene.proxy.leave(scene.sender)
+    scene.connecting[hosts[1]].callback(FakeSession())
+    assert scene.counters.relays_asked == 5
+
+
 def test_too_many_that_wait_are_told_at_once() -> None:
     scene = Scene(client_concurrency=1, client_waiting=2)
     session = scene.connected()
@@ -186,7 +205,7 @@ def test_a_client_that_is_gone_is_not_answered_and_leaves_nothing_behind() -> No
     scene.proxy.leave(scene.sender)
     assert answered(session) == ids[:1]
     assert session.received() == []
-    assert scene.proxy._clients == {}
+    assert scene.sender not in scene.proxy._clients
 
 
 def test_a_relay_that_goes_is_told_all_that_wait_for_it() -> None:
