@@ -271,3 +271,33 @@ def test_nothing_of_a_queue_is_in_the_memory_of_a_session() -> None:
     ((_, forwarded),) = session.received()
     assert {*forwarded.__slots__} == {"corr_id", "version", "key", "sealed"}
     assert "sealed'" not in repr(forwarded)
+
+
+def in_common(one: bytes, other: bytes, size: int = 16) -> bool:
+    """Whether a string of `size` bytes is in both."""
+    windows = {one[start : start + size] for start in range(len(one) - size + 1)}
+    return any(other[start : start + size] in windows for start in range(len(other) - size + 1))
+
+
+def test_nothing_that_goes_into_a_proxy_comes_out_of_it() -> None:
+    """Who sees what a proxy receives and sends finds no 16 bytes of one in the other."""
+    scene = Scene()
+    session, sealed, answer = scene.connected(), os.urandom(16242), os.urandom(16242)
+    key = PrivateKey.generate(Algorithm.X25519, os.urandom).public
+    corr_id = scene.sender.ask(command := c.Pfwd(17, key, sealed), session.session_id)
+    person = scene.sender.person
+    received = frame([person.transmission(command, session.session_id, corr_id=corr_id)])
+    (sent,) = session.sent
+    assert len(sent) >= len(sealed)
+    assert in_common(received, sealed)
+    assert not in_common(received, sent)
+    ((nonce, forwarded),) = session.received()
+    answers: list[bytes] = []
+    session.deliver, deliver = answers.append, session.deliver
+    session.respond(nonce, forwarded, answer)
+    deliver(answers[0])
+    pres = scene.sender.answers[corr_id]
+    assert isinstance(pres, m.Pres)
+    assert pres.response == answer
+    # The padding of a block is not encrypted before TLS.
+    assert not in_common(answers[0].rstrip(b"#"), pres.encode(18))
