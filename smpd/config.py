@@ -294,11 +294,14 @@ class QueueSettings:
 class DeliverySettings:
     """`[delivery]`: seconds between rounds of END, ENDS and DELD; blocks held per client.
 
-    Blocks received need no limit: each is worked through as it is read.
+    Blocks received need no limit: each is worked through as it is read. `answer_time` and
+    `random_delay` are seconds: from a SEND to its answer at least, and to its delivery at most.
     """
 
     end_interval: float = setting(_INTERVAL, 15.0)
     send_queue: int = setting(_QUEUE_SIZE, 128)
+    answer_time: float = setting(seconds(0, 10), 0.0)
+    random_delay: float = setting(seconds(0, 3600), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +330,7 @@ class ProxySettings:
     way to one relay. `host_mode`, `required_host_mode` and `socks_mode` choose hosts and way.
     `allowed` and `refused` are names and networks; `local_networks` says whether those that are
     not public are allowed. Keys of `remembered_keys` commands are kept for each proxy that
-    forwards to this relay.
+    forwards to this relay. A relay that cannot be reached is tried again for `retry_time` seconds.
     """
 
     enabled: bool = setting(on_off(), True)
@@ -342,6 +345,7 @@ class ProxySettings:
     refused: tuple[str | Network, ...] = setting(_each_once(words(_destination, _PLACES)), ())
     local_networks: bool = setting(on_off(), False)
     remembered_keys: int = setting(whole_number(0, 100_000_000), 250_000)
+    retry_time: float = setting(seconds(0, 20), 0.0)
 
 
 @dataclass(frozen=True, slots=True)

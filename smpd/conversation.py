@@ -14,6 +14,7 @@ from typing import Protocol
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from smpd.authorization import check_service
+from smpd.delays import MOST_LATE, LateAnswers, has_send
 from smpd.peers import Opened, Outlet, Peer, PeerService
 from smpd.proxy import ROUTED, Proxy
 from smpd.relay import Item, Outcome, Relay
@@ -53,7 +54,8 @@ class Conversation:
     """One connection after its handshake: its peer, and its answers in order.
 
     With a store that other relays share, blocks wait until it admits them, and then their
-    answers until their changes are safe. Other stores admit them at once.
+    answers until their changes are safe. Other stores admit them at once. Where the operator
+    wants it, answers to SEND wait until they are due, and others may overtake them.
     """
 
     __slots__ = (
@@ -61,8 +63,10 @@ class Conversation:
         "_conversations",
         "_ended",
         "_held",
+        "_late",
         "_line",
         "_relay",
+        "_stopped",
         "peer",
     )
 
@@ -71,8 +75,10 @@ class Conversation:
         self._relay = conversations.relay
         self._line = line
         self._held: deque[Outcome] | None = None
+        self._late: LateAnswers | None = None
         self._asked = 0
         self._ended = False
+        self._stopped = False
         self.peer = peer
 
     def receive(self, content: bytes | None) -> None:
@@ -92,12 +98,13 @@ class Conversation:
             commands = self._route(self._conversations.proxy, commands)
             if not commands:
                 return
+        due = self._conversations.due(commands) if self._conversations.answer_time else 0.0
         if self._relay.store.shared:
             wanted = self._relay.lookups(self.peer, commands)
             if self._asked or wanted is not None:
-                self._ask(wanted or (), partial(self._admitted, commands, items, then))
+                self._ask(wanted or (), partial(self._admitted, commands, due, items, then))
                 return
-        self._carry_out(commands)
+        self._carry_out(commands, due)
         if then is not None:
             then(items)
 
@@ -128,32 +135,50 @@ class Conversation:
         """Has a block carried out when the store admits it, and all later ones after it."""
         self._asked += 1
         if self._asked == _MOST_HELD:
-            self._line.stop_reading()
+            self._stop_reading()
         self._relay.store.admit(wanted, carry_out, self)
 
     def _admitted(
-        self, commands: Sequence[Item], items: Items, then: Callable[[Items], None] | None
+        self,
+        commands: Sequence[Item],
+        due: float,
+        items: Items,
+        then: Callable[[Items], None] | None,
     ) -> None:
         self._asked -= 1
         try:
-            self._carry_out(commands)
+            self._carry_out(commands, due)
             if then is not None:
                 then(items)
         except Exception:
             self._line.close()
             raise
         finally:
-            if self._asked == _MOST_HELD - 1 and not self._is_held_back():
-                self._line.go_on_reading()
+            self._go_on_reading()
             if self._ended and not self._asked:
                 self._leave()
 
-    def _is_held_back(self) -> bool:
-        return self._held is not None and len(self._held) >= _MOST_HELD
+    def _stop_reading(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            self._line.stop_reading()
 
-    def _carry_out(self, commands: Sequence[Item]) -> None:
+    def _go_on_reading(self) -> None:
+        """Reads again, if it was stopped and nothing is too much any more."""
+        if (
+            self._stopped
+            and self._asked < _MOST_HELD
+            and (self._held is None or len(self._held) < _MOST_HELD)
+            and (self._late is None or len(self._late) < MOST_LATE)
+        ):
+            self._stopped = False
+            self._line.go_on_reading()
+
+    def _carry_out(self, commands: Sequence[Item], due: float) -> None:
         outcome = self._relay.process(self.peer, commands)
-        if outcome.refused:
+        if due:
+            outcome.due = due
+        elif outcome.refused:
             self._line.send(outcome.refused)
         if self._held is not None or max(outcome.needs, default=0) > self._relay.store.committed:
             self._hold(outcome)
@@ -162,6 +187,7 @@ class Conversation:
         forwarding = self.peer.forwarding
         if forwarding is not None and forwarding.is_full:
             # The proxy connects again, and gets another key.
+            self.settle()
             self._line.close()
 
     def resumed(self) -> None:
@@ -176,6 +202,8 @@ class Conversation:
 
     def _leave(self) -> None:
         self._end_hold()
+        if self._late is not None:
+            self._late.forget()
         if self._conversations.proxy is not None:
             self._conversations.proxy.leave(self)
         self._relay.leave(self.peer)
@@ -205,6 +233,9 @@ class Conversation:
 
     def _answer(self, outcome: Outcome) -> None:
         """Sends the answers to a block in the order of smp-server.md §2.1 and §2.2."""
+        if outcome.due:
+            self._answer_late(outcome)
+            return
         answers, messages = outcome.answers, outcome.messages
         if messages and len(answers) <= _FEW_ANSWERS:
             self._line.send([*answers, messages[0]])
@@ -213,6 +244,28 @@ class Conversation:
             self._line.send(answers)
         for message in messages:
             self._line.send((message,))
+
+    # -- answers that wait until they are due
+
+    def _answer_late(self, outcome: Outcome) -> None:
+        late = self._late
+        if late is None:
+            late = self._late = LateAnswers(self._conversations.reactor, self._answer_due)
+        late.add(outcome)
+        if len(late) == MOST_LATE:
+            self._stop_reading()
+
+    def _answer_due(self, outcome: Outcome) -> None:
+        outcome.due = 0.0
+        if outcome.refused:
+            self._line.send(outcome.refused)
+        self._answer(outcome)
+        self._go_on_reading()
+
+    def settle(self) -> None:
+        """Gives the answers now that are not due."""
+        if self._late is not None:
+            self._late.settle()
 
     # -- answers that wait for the store
 
@@ -224,14 +277,13 @@ class Conversation:
             self._conversations.holding[self] = None
         held.append(outcome)
         if len(held) == _MOST_HELD:
-            self._line.stop_reading()
+            self._stop_reading()
 
     def release(self) -> None:
         """Gives the answers that the store's mark has passed."""
         held = self._held
         if held is None:
             return
-        before = len(held)
         store = self._relay.store
         mark = store.committed
         while held and max(held[0].needs, default=0) <= mark:
@@ -239,7 +291,7 @@ class Conversation:
             if store.shared:
                 self._check(outcome)
             self._answer(outcome)
-        self._after_release(held, before)
+        self._after_release(held)
 
     def _check(self, outcome: Outcome) -> None:
         """Puts ``ERR STORE`` in the place of answers whose changes were not made after all."""
@@ -257,7 +309,6 @@ class Conversation:
         held, peer = self._held, self.peer
         if held is None:
             return
-        before = len(held)
         mark = self._relay.store.committed
         message = b"ERR " + errors.store_error(problem).encode(peer.version)
         while held:
@@ -267,13 +318,12 @@ class Conversation:
                 for answer, need in zip(outcome.answers, outcome.needs, strict=True)
             ]
             self._answer(outcome)
-        self._after_release(held, before)
+        self._after_release(held)
 
-    def _after_release(self, held: deque[Outcome], before: int) -> None:
+    def _after_release(self, held: deque[Outcome]) -> None:
         if not held:
             self._end_hold()
-        if len(held) < _MOST_HELD <= before and self._asked < _MOST_HELD:
-            self._line.go_on_reading()
+        self._go_on_reading()
 
     def _end_hold(self) -> None:
         if self._held is not None:
@@ -300,7 +350,8 @@ class Conversations:
     """All connections of a relay, and the answers that wait for its store.
 
     `store_time`: seconds that answers wait for a store that fails, before they become errors.
-    `proxy` is None when the relay is no proxy.
+    `proxy` is None when the relay is no proxy. `answer_time`: seconds from a SEND to its answer
+    at least.
     """
 
     def __init__(
@@ -309,9 +360,12 @@ class Conversations:
         reactor: IReactorTime,
         store_time: float = 5.0,
         proxy: Proxy | None = None,
+        answer_time: float = 0.0,
     ) -> None:
         self.relay = relay
         self.proxy = proxy
+        self.answer_time = answer_time
+        self.reactor = reactor
         self.now = reactor.seconds
         self._call_later = reactor.callLater
         self._store_time = store_time
@@ -347,6 +401,10 @@ class Conversations:
         """Forgets a conversation whose connection is gone."""
         self._all.discard(conversation)
 
+    def due(self, items: Sequence[Item]) -> float:
+        """When the answers to a block may be given, in seconds of the reactor; 0 for any time."""
+        return self.now() + self.answer_time if has_send(items) else 0.0
+
     def _committed(self) -> None:
         """The store's mark has moved, or the store has a failure now or no more."""
         for conversation in list(self.holding):
@@ -371,6 +429,8 @@ class Conversations:
         if self._giving_up is not None and self._giving_up.active():
             self._giving_up.cancel()
         self._give_up()
+        for conversation in list(self._all):
+            conversation.settle()
 
     def close_idle(self, ttl: float) -> None:
         """Closes the connections that are subscribed to nothing and silent for `ttl` seconds."""

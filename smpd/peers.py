@@ -69,13 +69,14 @@ class Subscription:
 
     `delivered` is the message it has not acknowledged; `getter` means GET instead
     of SUB; `waits` that a message could not be sent while the connection was full;
-    `acknowledged` that any was acknowledged.
+    `delayed` that one is about to be sent; `acknowledged` that any was acknowledged.
     """
 
     peer: Peer
     getter: bool = False
     delivered: bytes | None = field(default=None, repr=False)
     waits: bool = False
+    delayed: bool = False
     acknowledged: bool = False
 
 

@@ -33,7 +33,9 @@ def make_proxy(settings: Settings, counters: Counters, reactor: Any) -> Proxy | 
     async def connect(location: RelayLocation) -> Session:
         return await open_session(reach.endpoint(location), location, proxy=True, clock=reactor)
 
-    pool = RelayPool(connect, clock=reactor, most_forwarded=given.relay_concurrency)
+    pool = RelayPool(
+        connect, clock=reactor, most_forwarded=given.relay_concurrency, retry_time=given.retry_time
+    )
     rules = ProxyRules(
         password=settings.queues.password,
         client_concurrency=given.client_concurrency,

@@ -23,7 +23,7 @@ from smpd.peers import Peer
 from smpd.queues import Queue, Status, day_of, new_id
 from smpd.rules import Rules
 from smpd.stores.interface import Elsewhere, Service, Store, StoreError, Wanted, What
-from smpd.subscriptions import Subscriptions
+from smpd.subscriptions import Delay, Subscriptions
 from txsimplex.keys import Random
 from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import BlockingInformation, Error
@@ -44,29 +44,36 @@ class Outcome:
     `refused` are those that failed before anything was executed: they go out
     first and apart (§2.1). `messages` follow from SUB (§2.2). `needs` has for each
     answer the number of the store's last change that it depends on, 0 for none: the answer
-    may be given when the store's mark has passed that.
+    may be given when the store's mark has passed that. `due` is when all of it may be given at
+    the earliest, in seconds of the reactor, 0 for any time.
     """
 
     refused: Sequence[bytes] = field(repr=False)
     answers: Sequence[bytes] = field(repr=False)
     messages: Sequence[bytes] = field(repr=False)
     needs: Sequence[int] = ()
+    due: float = 0.0
 
 
 class Relay(Elsewhere):
     """The relay: its queues, subscriptions and notifications.
 
     `clock` gives the time in seconds since 1970, `random` as many random bytes
-    as it is asked for.
+    as it is asked for. `delay` calls later what it is given: messages are delivered then.
     """
 
     def __init__(
-        self, store: Store, rules: Rules, clock: Callable[[], float], random: Random
+        self,
+        store: Store,
+        rules: Rules,
+        clock: Callable[[], float],
+        random: Random,
+        delay: Delay | None = None,
     ) -> None:
         self.store = store
         self.rules = rules
         self.counters = Counters()
-        self.subscriptions = Subscriptions(store, self.counters)
+        self.subscriptions = Subscriptions(store, self.counters, delay)
         self.notifications = Notifications(store, self.subscriptions, self.counters, random)
         self._authority = Authority(store, self.counters)
         self._execution = Execution(

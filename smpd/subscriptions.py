@@ -6,7 +6,7 @@ it has not acknowledged. GET stands beside: it asks without subscribing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from smpd.counters import Counters
@@ -18,6 +18,9 @@ from txsimplex.smp import errors
 from txsimplex.smp.bodies import encode_quota_body, seal_body, seal_message
 from txsimplex.smp.messages import Deld, End, Ends
 from txsimplex.smp.transmissions import MAX_TRANSMISSIONS
+
+Delay = Callable[[Callable[[], None]], None]
+"""Calls what it is given some time later."""
 
 _END = End()
 _DELETED = Deld()
@@ -36,10 +39,16 @@ def sealed_message(queue: Queue, message: Message) -> tuple[bytes, bytes]:
 
 
 class Subscriptions:
-    """The subscriptions of all connections."""
+    """The subscriptions of all connections.
 
-    def __init__(self, store: Store, counters: Counters) -> None:
+    With a `delay`, messages that are sent to a queue with a subscriber are delivered after it.
+    What the subscriber asks for (SUB, GET, ACK) it gets at once: it tells nothing of when
+    the message was sent.
+    """
+
+    def __init__(self, store: Store, counters: Counters, delay: Delay | None = None) -> None:
         self._store = store
+        self._delay = delay
         self._counters = counters
         self._current: dict[bytes, Subscription] = {}
         self._events: dict[Peer, dict[bytes, bytes]] = {}
@@ -81,7 +90,16 @@ class Subscriptions:
     def deliver(self, queue: Queue, message: Message) -> None:
         """Sends the first message to the subscriber, if there is one that can take it (§5.3)."""
         subscription = self._current.get(queue.recipient_id)
-        if subscription is None or self._is_taken(queue) or subscription.delivered is not None:
+        if subscription is None:
+            return
+        if self._delay is None:
+            self._deliver_now(subscription, queue, message)
+        elif not subscription.delayed and subscription.delivered is None:
+            subscription.delayed = True
+            self._delay(partial(self._end_delay, queue.recipient_id, subscription))
+
+    def _deliver_now(self, subscription: Subscription, queue: Queue, message: Message) -> None:
+        if self._is_taken(queue) or subscription.delivered is not None:
             return
         peer = subscription.peer
         if peer.outlet.full:
@@ -91,6 +109,15 @@ class Subscriptions:
         subscription.delivered = message.msg_id
         head, sealed = sealed_message(queue, message)
         peer.outlet.send_parts((peer.framing.event(queue.recipient_id, head), sealed))
+
+    def _end_delay(self, recipient_id: bytes, subscription: Subscription) -> None:
+        """Delivers what was delayed, as to one that was full and is no more."""
+        subscription.delayed = False
+        if self._current.get(recipient_id) is not subscription:
+            return
+        peer = subscription.peer
+        peer.waiting.add(recipient_id)
+        self.ready(peer)
 
     def ready(self, peer: Peer) -> None:
         """Sends what waited while `peer` was full.
@@ -126,7 +153,7 @@ class Subscriptions:
                 continue
             subscription.waits = False
             if queue is not None and message is not None:
-                self.deliver(queue, message)
+                self._deliver_now(subscription, queue, message)
         if failed:
             peer.waiting.update(failed)
             self._failed.add(peer)

@@ -39,6 +39,7 @@ from smpd.config import (
 from smpd.conversation import Conversations
 from smpd.core import Edges
 from smpd.credentials import CredentialsError, read_identity
+from smpd.delays import delivery_delay
 from smpd.ini import ConfigurationError
 from smpd.proxy import Proxy
 from smpd.proxying import make_proxy
@@ -156,10 +157,15 @@ class RelayService(MultiService):
 
     def _assemble(self, store: Store) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
-        self.relay = Relay(store, rules(settings), time.time, os.urandom)
+        delay = delivery_delay(settings.delivery.random_delay, reactor)
+        self.relay = Relay(store, rules(settings), time.time, os.urandom, delay)
         self._proxy = make_proxy(settings, self.relay.counters, reactor)
         conversations = Conversations(
-            self.relay, reactor, settings.store.answer_timeout, self._proxy
+            self.relay,
+            reactor,
+            settings.store.answer_timeout,
+            self._proxy,
+            settings.delivery.answer_time,
         )
         shows = shown(identity), context(settings, identity)
         self.sessions: SessionFactory | Edges

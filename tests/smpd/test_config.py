@@ -49,6 +49,7 @@ def test_an_empty_file_gives_the_values_of_the_reference() -> None:
     assert (s.queues.message_ttl, s.queues.expiry_interval) == (21 * 86400.0, 7200.0)
     assert s.queues.expire_on_send is False
     assert (s.delivery.end_interval, s.delivery.send_queue) == (15.0, 128)
+    assert (s.delivery.answer_time, s.delivery.random_delay, s.proxy.retry_time) == (0, 0, 0)
     n = s.notifications
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (1.5, 86400.0, 3600.0)
     i = s.inactive_clients
@@ -85,6 +86,8 @@ def test_every_key_can_be_set() -> None:
         [delivery]
         end_interval = 0.5
         send_queue = 65535
+        answer_time = 0.25
+        random_delay = 60
         [notifications]
         delivery_interval = 0.1
         ttl = 10
@@ -95,6 +98,7 @@ def test_every_key_can_be_set() -> None:
         check_interval = 2
         [proxy]
         enabled = off
+        retry_time = 7.5
         [store]
         kind = memory
         path = /var/lib/smpd
@@ -119,6 +123,8 @@ def test_every_key_can_be_set() -> None:
     assert s.queues.expire_on_send is True
     assert s.delivery.end_interval == 0.5
     assert s.delivery.send_queue == 65535
+    assert (s.delivery.answer_time, s.delivery.random_delay) == (0.25, 60.0)
+    assert s.proxy.retry_time == 7.5
     n = s.notifications
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (0.1, 10.0, 20.0)
     i = s.inactive_clients

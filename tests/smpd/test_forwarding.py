@@ -75,11 +75,14 @@ class Sender:
 
     def forward(self, content: bytes, corr_id: bytes) -> tuple[bytes, m.Message | Error]:
         """What the relay answers to RFWD with this content, and its correlation id."""
+        nonce = random(24)
+        return nonce, self.proxy.ask(self.rfwd(content, corr_id, nonce), corr_id=nonce)
+
+    def rfwd(self, content: bytes, corr_id: bytes, nonce: bytes) -> c.Rfwd:
+        """RFWD with this content."""
         sealed = seal_forwarded(self.box, corr_id, content)
         forwarded = Forwarded(corr_id, self.version, self.private.public, sealed)
-        nonce = random(24)
-        body = seal_rfwd(BoxKey(self.proxy.secret), nonce, forwarded)
-        return nonce, self.proxy.ask(c.Rfwd(body), corr_id=nonce)
+        return c.Rfwd(seal_rfwd(BoxKey(self.proxy.secret), nonce, forwarded))
 
     def received(self, content: bytes, corr_id: bytes | None = None) -> Received:
         """The answer to the one transmission in a content."""

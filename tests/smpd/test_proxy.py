@@ -15,6 +15,8 @@ from smpd.proxy import Proxy, ProxyRules
 from tests.smpd.people import Person, new_relay
 from tests.txsimplex.client.test_link import FakeSession
 from txsimplex.addresses import Host, RelayLocation
+from txsimplex.client import pool
+from txsimplex.client.errors import DisconnectedError, HandshakeError, IdentityError
 from txsimplex.client.link import ANSWER_TIME, NETWORK, TIMED_OUT, VERSION
 from txsimplex.client.pool import RelayPool, UnreachableError
 from txsimplex.client.session import Session
@@ -301,3 +303,91 @@ def test_nothing_that_goes_into_a_proxy_comes_out_of_it() -> None:
     assert pres.response == answer
     # The padding of a block is not encrypted before TLS.
     assert not in_common(answers[0].rstrip(b"#"), pres.encode(18))
+
+
+# -- relays that cannot be reached for a moment
+
+
+class Retrying(Scene):
+    """Tries for ten seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = 0
+        self.pool = RelayPool(self.connect, clock=self.clock, retry_time=10.0)
+        self.proxy = Proxy(self.pool, ProxyRules(), self.counters, self.clock.seconds)
+        self.sender = Sender(self.proxy)
+
+    async def connect(self, location: RelayLocation) -> Session:
+        self.attempts += 1
+        return await super().connect(location)
+
+    def fail(self, error: Exception | None = None) -> None:
+        """An attempt fails."""
+        self.connecting.pop(HOSTS[0]).errback(error or DisconnectedError("cannot connect"))
+
+
+def test_a_relay_that_is_back_in_time_is_shown_to_all_that_wait() -> None:
+    scene = Retrying()
+    ids = [scene.sender.ask(c.Prxy(scene.location()))]
+    scene.fail()
+    assert scene.sender.answers == {}
+    ids.append(scene.sender.ask(c.Prxy(scene.location())))
+    scene.clock.advance(0.49)
+    assert scene.attempts == 1
+    scene.clock.advance(0.01)
+    scene.connecting.pop(HOSTS[0]).callback(FakeSession())
+    assert all(isinstance(scene.sender.answers[each], m.Pkey) for each in ids)
+    assert scene.attempts == 2
+    assert scene.counters.relays_unreachable == 0
+
+
+def test_it_is_tried_less_and_less_often_and_not_for_ever() -> None:
+    scene = Retrying()
+    corr_id = scene.sender.ask(c.Prxy(scene.location()))
+    for pause in (0.5, 1.0, 2.0, 4.0):
+        scene.fail()
+        assert scene.sender.answers == {}
+        scene.clock.advance(pause)
+    scene.fail()
+    assert scene.sender.answers == {corr_id: NETWORK}
+    assert scene.attempts == 5
+    again = scene.sender.ask(c.Prxy(scene.location()))
+    assert scene.sender.answers[again] == NETWORK
+    assert scene.attempts == 5
+
+
+@pytest.mark.parametrize(
+    "error", [UnreachableError(NETWORK), HandshakeError(errors.BLOCK), IdentityError("another")]
+)
+def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
+    scene = Retrying()
+    corr_id = scene.sender.ask(c.Prxy(scene.location()))
+    scene.fail(error)
+    assert corr_id in scene.sender.answers
+
+
+def test_only_so_many_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_MOST_HELD", 2)
+    scene = Retrying()
+    ids = [scene.sender.ask(c.Prxy(scene.location())) for _ in range(2)]
+    scene.fail()
+    third = scene.sender.ask(c.Prxy(scene.location()))
+    assert scene.sender.answers == {third: NETWORK}
+    scene.clock.advance(0.5)
+    session = FakeSession()
+    scene.connecting.pop(HOSTS[0]).callback(session)
+    assert isinstance(scene.sender.answers[ids[1]], m.Pkey)
+    session.lose()
+    fourth = scene.sender.ask(c.Prxy(scene.location()))
+    scene.fail()
+    assert fourth not in scene.sender.answers
+
+
+def test_a_proxy_that_ends_keeps_nobody_waiting() -> None:
+    scene = Retrying()
+    corr_id = scene.sender.ask(c.Prxy(scene.location()))
+    scene.fail()
+    scene.proxy.close()
+    assert scene.sender.answers == {corr_id: NETWORK}
+    assert scene.clock.getDelayedCalls() == []

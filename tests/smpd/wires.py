@@ -63,10 +63,15 @@ class Sessions(SessionFactory):
     """Sessions of a relay: in one process with it, or, if `apart`, with a channel between."""
 
     def __init__(
-        self, relay: Relay, clock: Clock, limits: SessionLimits | None = None, apart: bool = False
+        self,
+        relay: Relay,
+        clock: Clock,
+        limits: SessionLimits | None = None,
+        apart: bool = False,
+        answer_time: float = 0.0,
     ) -> None:
         self.relay = relay
-        self.conversations = Conversations(relay, clock)
+        self.conversations = Conversations(relay, clock, answer_time=answer_time)
         self.edge: Edge | None = None
         self.channel: EdgeChannel | None = None
         if apart:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from txsimplex.addresses import RelayLocation
-from txsimplex.client.errors import ClientError, HandshakeError
+from txsimplex.client.errors import (
+    ClientError,
+    DisconnectedError,
+    HandshakeError,
+    TimedOutError,
+)
 from txsimplex.client.link import BROKER, NETWORK, RelayLink
 from txsimplex.client.session import Session
 from txsimplex.keys import Random
@@ -21,6 +27,10 @@ from txsimplex.smp.errors import Error
 ERROR_TIME: Final = 30.0
 """Seconds for which a relay that could not be reached is not tried again (§5)."""
 _FAILURES_KEPT: Final = 10_000
+_MOST_HELD: Final = 4096
+"""So many may wait for relays that could not be reached; others are told at once."""
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 5.0
 
 Connect = Callable[[RelayLocation], Awaitable[Session]]
 """Connects to a relay, as a proxy. Raises `ClientError` or `UnreachableError`."""
@@ -43,8 +53,26 @@ def reason_for_senders(error: BaseException | None) -> Error:
     return NETWORK
 
 
+@dataclass(slots=True)
+class _Attempts:
+    """Attempts to connect to one relay, and those who wait for it.
+
+    `until` is when there will be no more, in seconds of the clock; `pause` the seconds before the
+    next one.
+    """
+
+    until: float
+    pause: float = _FIRST_PAUSE
+    waiting: list[Deferred[RelayLink]] = field(default_factory=list)
+    held: int = 0
+    again: IDelayedCall | None = None
+
+
 class RelayPool:
     """Connects once to each relay, whoever asks for it, and remembers what failed for a while.
+
+    A relay that cannot be reached is tried again, less and less often, for `retry_time` seconds.
+    All that wait for it, at most 4,096 for all relays, learn how it ended then.
 
     `most_forwarded` is how many commands to one relay may be without an answer, `most_relays`
     how many relays may be connected: for one more, that which was not used for the longest
@@ -59,6 +87,7 @@ class RelayPool:
         most_forwarded: int = 256,
         most_relays: int = 10_000,
         error_time: float = ERROR_TIME,
+        retry_time: float = 0.0,
         random: Random = os.urandom,
     ) -> None:
         self._connect = connect
@@ -66,12 +95,14 @@ class RelayPool:
         self._most = most_forwarded
         self._most_relays = most_relays
         self._error_time = error_time
+        self._retry_time = retry_time
         self._random = random
         # In the order of use, the one used last at the end.
         self._links: OrderedDict[RelayLocation, RelayLink] = OrderedDict()
         self._locations: dict[RelayLink, RelayLocation] = {}
         self._sessions: dict[bytes, RelayLink] = {}
-        self._connecting: dict[RelayLocation, list[Deferred[RelayLink]]] = {}
+        self._connecting: dict[RelayLocation, _Attempts] = {}
+        self._held = 0
         self._failures: dict[RelayLocation, tuple[float, Error]] = {}
         self._closed = False
 
@@ -114,12 +145,27 @@ class RelayPool:
         return False
 
     def _join(self, location: RelayLocation, waiting: Deferred[RelayLink]) -> None:
-        """Waits for the one attempt to connect."""
-        others = self._connecting.get(location)
-        if others is not None:
-            others.append(waiting)
-            return
-        self._connecting[location] = [waiting]
+        """Waits for the attempts to connect, which begin with the first to wait."""
+        attempts = self._connecting.get(location)
+        if attempts is None:
+            attempts = _Attempts(self._clock.seconds() + self._retry_time)
+            attempts.waiting.append(waiting)
+            self._connecting[location] = attempts
+            self._attempt(location)
+        elif attempts.again is None or self._hold(attempts, 1):
+            attempts.waiting.append(waiting)
+        else:
+            waiting.errback(UnreachableError(NETWORK))
+
+    def _hold(self, attempts: _Attempts, more: int) -> bool:
+        """Whether so many more may wait for a relay that could not be reached."""
+        if self._held + more > _MOST_HELD:
+            return False
+        self._held += more
+        attempts.held += more
+        return True
+
+    def _attempt(self, location: RelayLocation) -> None:
         connecting: Deferred[Session] = ensureDeferred(self._open(location))
         connecting.addCallbacks(
             self._connected,
@@ -127,6 +173,29 @@ class RelayPool:
             callbackArgs=(location,),
             errbackArgs=(location,),
         )
+
+    def _attempt_again(self, location: RelayLocation) -> None:
+        self._connecting[location].again = None
+        self._attempt(location)
+
+    def _try_later(self, location: RelayLocation, error: BaseException | None) -> bool:
+        """Whether there is another attempt after one that failed with `error`."""
+        attempts = self._connecting[location]
+        next_at = self._clock.seconds() + attempts.pause
+        passing = isinstance(error, (DisconnectedError, TimedOutError))
+        if not passing or self._closed or next_at >= attempts.until:
+            return False
+        if not self._hold(attempts, len(attempts.waiting) - attempts.held):
+            return False
+        attempts.again = self._clock.callLater(attempts.pause, self._attempt_again, location)
+        attempts.pause = min(2 * attempts.pause, _LONGEST_PAUSE)
+        return True
+
+    def _end_attempts(self, location: RelayLocation) -> list[Deferred[RelayLink]]:
+        """Who has waited for them."""
+        attempts = self._connecting.pop(location)
+        self._held -= attempts.held
+        return attempts.waiting
 
     async def _open(self, location: RelayLocation) -> Session:
         return await self._connect(location)
@@ -139,7 +208,7 @@ class RelayPool:
             clock=self._clock,
             random=self._random,
         )
-        waiting = self._connecting.pop(location)
+        waiting = self._end_attempts(location)
         if self._closed or not session.blocks.connected:
             link.close()
             for each in waiting:
@@ -152,17 +221,23 @@ class RelayPool:
             each.callback(link)
 
     def _failed(self, failure: Failure, location: RelayLocation) -> None:
-        waiting = self._connecting.pop(location)
         error = failure.value
+        if self._try_later(location, error):
+            return
         expected = isinstance(error, (ClientError, UnreachableError))
         reason = reason_for_senders(error) if expected else Error(("INTERNAL",))
-        if len(self._failures) >= _FAILURES_KEPT:
-            self._forget_failures()
-        self._failures[location] = (self._clock.seconds() + self._error_time, reason)
+        waiting = self._end_attempts(location)
+        self._remember(location, reason)
         for each in waiting:
             each.errback(UnreachableError(reason))
         if not expected:
             failure.raiseException()
+
+    def _remember(self, location: RelayLocation, reason: Error) -> None:
+        """Does not try a relay again for a while."""
+        if len(self._failures) >= _FAILURES_KEPT:
+            self._forget_failures()
+        self._failures[location] = (self._clock.seconds() + self._error_time, reason)
 
     def _forget_failures(self) -> None:
         """Forgets failures that are over, and all if there are none."""
@@ -180,5 +255,10 @@ class RelayPool:
     def close(self) -> None:
         """Ends all connections, and makes no more."""
         self._closed = True
+        for location, attempts in list(self._connecting.items()):
+            if attempts.again is not None:
+                attempts.again.cancel()
+                for each in self._end_attempts(location):
+                    each.errback(UnreachableError(NETWORK))
         for link in list(self._links.values()):
             link.close()
