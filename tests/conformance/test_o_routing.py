@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,7 @@ from tests.conformance.versions import at_versions
 from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client.errors import HandshakeError, ProxyError, RelayError, TooLargeError
 from txsimplex.client.proxied import ProxiedRelay, through
+from txsimplex.client.sending import SenderCommands
 from txsimplex.client.smp import SMPClient
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.commands import (
@@ -301,6 +303,44 @@ async def test_199_a_relay_that_was_restarted(
         routed = await through(client, location)
         with refused("AUTH"):
             await routed.send(new_id(), b"")
+
+
+@at_versions(18)
+async def test_a_relay_that_is_away_for_a_moment(
+    relays: GetRelay, tmp_path: Path, version: int
+) -> None:
+    """Beyond the reference: PRXY waits for it (§5)."""
+    client = await relays({**PROXY, "proxy.retry_time": 20}).connect(version)
+    with RelayProcess(tmp_path, Credentials.make()) as process:
+        location = process.location
+        process.end()
+        asked = Deferred.fromCoroutine(through(client, location))
+        await client.ping()
+        process.start_again(location)
+        routed = await asked
+        with refused("AUTH"):
+            await routed.send(new_id(), b"")
+
+
+@at_versions(8, 18)
+async def test_delays_against_the_comparison_of_times(relays: GetRelay, version: int) -> None:
+    """Beyond the reference, and with real clocks: no answer is too early, and all arrives."""
+    relay = relays({"delivery.answer_time": 0.3, "delivery.random_delay": 0.2})
+    client, recipient = await relays(PROXY).connect(version), await relay.connect()
+    queue = await make_queue(recipient)
+    routed, direct = await through(client, relay.process.location), await relay.connect()
+    senders: list[SenderCommands] = [routed, direct]
+    for sender in senders:
+        begun = time.monotonic()
+        await sender.send(queue.sender_id, b"hello")
+        assert 0.3 <= time.monotonic() - begun < 5
+        begun = time.monotonic()
+        with refused("AUTH"):
+            await sender.send(new_id(), b"hello")
+        assert 0.3 <= time.monotonic() - begun < 5
+        message = await next_msg(recipient, queue)
+        assert queue.open(message).body == b"hello"
+        await acknowledge(recipient, queue, message)
 
 
 @at_versions(8, 18)
