@@ -60,7 +60,9 @@ def test_whether_the_address_is_protected(
     ],
 )
 def test_the_endpoint_of_a_host(network: Network, hosts: list[str], kind: type) -> None:
-    assert isinstance(network.endpoint(MemoryReactorClock(), at(*hosts)), kind)
+    from twisted.internet import reactor
+
+    assert isinstance(network.endpoint(reactor, at(*hosts)), kind)
 
 
 @pytest.mark.parametrize("text", [NAME, NAME.upper(), NAME + ".", "x." + NAME, "ü.example.com"])
