@@ -27,7 +27,7 @@ from tests.conformance.clients import (
     refused,
 )
 from tests.conformance.relays import Credentials, RelayProcess
-from tests.coroutines import finish, in_reactor
+from tests.coroutines import finish, in_reactor, until
 from txsimplex.addresses import Host, RelayLocation, Scheme, ServerAddress
 from txsimplex.client.errors import DisconnectedError, HandshakeError, IdentityError, ProxyError
 from txsimplex.client.network import Network
@@ -372,3 +372,4 @@ async def test_a_router_that_is_closed(relays: GetRelay, routers: Routers) -> No
     await opening.close()
     with pytest.raises(DisconnectedError):
         await sending
+    await until(lambda: not any(client.connected for client in opening._clients))
