@@ -86,10 +86,12 @@ class Reach:
         port = _port(location)
         if not self._allows(host):
             raise UnreachableError(NETWORK)
-        if socks is not None and (socks.always or host.kind is HostKind.ONION):
+        if not host.text.isascii():
+            raise UnreachableError(NETWORK)
+        if socks is not None and (socks.always or host.is_onion):
             proxy = self._endpoint_of(socks.host, socks.port)
             return SocksEndpoint(proxy, host.text, port, socks.credentials(location))
-        if host.kind is HostKind.ONION:
+        if host.is_onion:
             raise UnreachableError(NETWORK)
         if host.kind is HostKind.DOMAIN:
             resolving: Any = _Resolving(self._reactor, self._destinations)

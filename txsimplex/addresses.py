@@ -70,6 +70,15 @@ class Host:
         scanner.finish()
         return host
 
+    @property
+    def is_onion(self) -> bool:
+        """Whether the name is one of an onion service, however it is written.
+
+        The kind is `HostKind.ONION` for the one form that the reference knows only. But the
+        DNS would be asked for the others too, and who sees that sees which service is meant.
+        """
+        return self.text.lower().rstrip(".").endswith(".onion")
+
     def encode(self) -> bytes:
         """The text as a short string."""
         return short(self.text.encode("utf-8"))

@@ -66,11 +66,13 @@ def connect(reach: Reach, where: RelayLocation, reactor: WatchedReactor) -> list
     return reactor.resolved
 
 
-def test_an_onion_service_without_a_socks_proxy_is_not_looked_up() -> None:
+@pytest.mark.parametrize("name", [ONION, "a.onion", "a.ONION", "a.oNiOn.", "x-y.onion..", "é.com"])
+def test_an_onion_service_without_a_socks_proxy_is_not_looked_up(name: str) -> None:
+    """However it is written; nor is what cannot be a name."""
     for mode in HostMode:
         reactor = WatchedReactor()
         with pytest.raises(UnreachableError) as caught:
-            Reach(reactor, Destinations(), mode=mode).endpoint(location(ONION))
+            Reach(reactor, Destinations(), mode=mode).endpoint(location(name))
         assert caught.value.error == NETWORK
         assert (reactor.resolved, reactor.tcpClients) == ([], [])
 

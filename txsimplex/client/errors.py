@@ -50,3 +50,7 @@ class HandshakeError(ClientError):
 
 class TooLargeError(ClientError):
     """A command does not fit into a block and was not sent."""
+
+
+class NoWayError(ClientError):
+    """None of the relay's hosts may be connected to from here; nothing was sent."""

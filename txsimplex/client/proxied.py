@@ -68,6 +68,11 @@ class ProxiedRelay(SenderCommands):
         self._framing = Framing(version, session_id)
         self._signer = Signer(self._framing, relay_key)
 
+    @property
+    def connected(self) -> bool:
+        """Whether the proxy is connected; whether it has lost the relay, it alone knows."""
+        return self._proxy.connected
+
     async def request(
         self,
         command: Command,

@@ -1,0 +1,106 @@
+"""How a client gets to relays by itself (smp-proxy.md §5.2)."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.testing import MemoryReactorClock
+
+from txsimplex.addresses import (
+    Host,
+    HostKind,
+    HostMode,
+    RelayLocation,
+    SocksAuth,
+    SocksMode,
+    SocksProxy,
+)
+from txsimplex.client.errors import NoWayError
+from txsimplex.client.network import Network
+from txsimplex.client.socks import SocksEndpoint
+
+NAME = "a" * 56 + ".onion"
+TOR = SocksProxy()
+ONION_ONLY = Network(TOR, SocksMode.ONION)
+
+
+def at(*hosts: str, port: str = "") -> RelayLocation:
+    return RelayLocation(tuple(map(Host.parse, hosts)), port, bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("network", "hosts", "protects"),
+    [
+        (Network(), ["example.com"], False),
+        (Network(), [NAME], False),
+        (Network(TOR), ["example.com"], True),
+        (Network(TOR), ["example.com", NAME], True),
+        (ONION_ONLY, ["example.com"], False),
+        (ONION_ONLY, ["example.com", NAME], True),
+        (Network(TOR, SocksMode.ONION, HostMode.PUBLIC), ["example.com", NAME], False),
+        (Network(TOR, host_mode=HostMode.ONION, required=True), ["example.com"], False),
+    ],
+)
+def test_whether_the_address_is_protected(
+    network: Network, hosts: list[str], *, protects: bool
+) -> None:
+    assert network.protects(at(*hosts)) is protects
+
+
+@pytest.mark.parametrize(
+    ("network", "hosts", "kind"),
+    [
+        (Network(), ["127.0.0.1"], TCP4ClientEndpoint),
+        (Network(), ["::1"], TCP6ClientEndpoint),
+        (Network(), ["example.com"], HostnameEndpoint),
+        (Network(), [NAME, "example.com"], HostnameEndpoint),
+        (ONION_ONLY, ["example.com"], HostnameEndpoint),
+        (ONION_ONLY, [NAME], SocksEndpoint),
+        (Network(TOR), ["127.0.0.1"], SocksEndpoint),
+    ],
+)
+def test_the_endpoint_of_a_host(network: Network, hosts: list[str], kind: type) -> None:
+    from twisted.internet import reactor
+
+    assert isinstance(network.endpoint(reactor, at(*hosts)), kind)
+
+
+@pytest.mark.parametrize("text", [NAME, NAME.upper(), NAME + ".", "x." + NAME, "ü.example.com"])
+def test_names_that_never_go_to_the_dns(text: str) -> None:
+    kind = HostKind.ONION if text == NAME else HostKind.DOMAIN
+    location = RelayLocation((Host(kind, text),), "", bytes(32))
+    for mode in HostMode:
+        with pytest.raises(NoWayError):
+            Network(host_mode=mode).endpoint(MemoryReactorClock(), location)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "x", "٣"])
+def test_what_is_no_port(port: str) -> None:
+    with pytest.raises(NoWayError):
+        Network().endpoint(MemoryReactorClock(), at("127.0.0.1", port=port))
+
+
+def test_no_host_of_the_kind_required() -> None:
+    network = Network(TOR, host_mode=HostMode.ONION, required=True)
+    with pytest.raises(NoWayError):
+        network.endpoint(MemoryReactorClock(), at("example.com"))
+
+
+def test_the_login_is_not_shown() -> None:
+    assert "secret" not in repr(Network(SocksProxy.parse("user:secret@127.0.0.1:9050")))
+
+
+def credentials(socks: SocksProxy) -> bytes:
+    """What the SOCKS proxy is sent first, and when it asks for a name."""
+    reactor = MemoryReactorClock()
+    endpoint = Network(socks).endpoint(reactor, at("127.0.0.1"))
+    assert isinstance(endpoint, SocksEndpoint)
+    given = endpoint._credentials
+    return b"" if given is None else given.name + b":" + given.password
+
+
+def test_what_tor_keeps_connections_apart_by() -> None:
+    isolated = {credentials(TOR) for _ in range(5)}
+    assert len(isolated) == 5
+    assert credentials(SocksProxy(auth=SocksAuth.NONE)) == b""
+    assert credentials(SocksProxy.parse("user:secret@127.0.0.1:9050")) == b"user:secret"

@@ -1,0 +1,103 @@
+"""How a client gets to a relay without a proxy of SMP: which host, and whether through SOCKS.
+
+The choice is that of smp-proxy.md §5.2. The name of an onion service is given to a SOCKS
+proxy only, never to the DNS.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from txsimplex.addresses import (
+    DEFAULT_SMP_PORT,
+    Host,
+    HostKind,
+    HostMode,
+    RelayLocation,
+    SocksAuth,
+    SocksLogin,
+    SocksMode,
+    SocksProxy,
+    choose_host,
+)
+from txsimplex.client.errors import NoWayError
+from txsimplex.client.socks import SocksCredentials, SocksEndpoint
+from txsimplex.keys import Random
+
+_NAME_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The settings of a client's own connections; without `socks` they show its address.
+
+    With `required`, a relay without a host of the kind that `host_mode` prefers is not
+    connected to.
+    """
+
+    socks: SocksProxy | None = field(default=None, repr=False)
+    socks_mode: SocksMode = SocksMode.ALWAYS
+    host_mode: HostMode = HostMode.ONION_VIA_SOCKS
+    required: bool = False
+
+    def protects(self, location: RelayLocation) -> bool:
+        """Whether a direct connection hides the client's address from the relay."""
+        host = self._host(location)
+        return host is not None and self._through_socks(host)
+
+    def endpoint(
+        self, reactor: Any, location: RelayLocation, random: Random = os.urandom
+    ) -> IStreamClientEndpoint:
+        """Where to connect to for a relay. Raises `NoWayError`."""
+        host, port = self._host(location), _port(location)
+        if host is None:
+            raise NoWayError("the relay has no host of the kind required")
+        if not host.text.isascii():
+            raise NoWayError("not a name of the DNS")
+        if self._through_socks(host):
+            assert self.socks is not None
+            proxy = _endpoint(reactor, self.socks.host, self.socks.port)
+            return SocksEndpoint(proxy, host.text, port, _credentials(self.socks, random))
+        if host.is_onion:
+            raise NoWayError("an onion service needs a SOCKS proxy")
+        return _endpoint(reactor, host, port)
+
+    def _host(self, location: RelayLocation) -> Host | None:
+        socks = self.socks is not None
+        return choose_host(location.hosts, self.host_mode, socks=socks, required=self.required)
+
+    def _through_socks(self, host: Host) -> bool:
+        return self.socks is not None and self.socks_mode.covers(host)
+
+
+def _port(location: RelayLocation) -> int:
+    text = location.port or str(DEFAULT_SMP_PORT)
+    if text.isascii() and text.isdigit() and 0 < int(text) < 65536:
+        return int(text)
+    raise NoWayError("not a port")
+
+
+def _endpoint(reactor: Any, host: Host, port: int) -> IStreamClientEndpoint:
+    if host.kind is HostKind.IPV4:
+        return TCP4ClientEndpoint(reactor, host.text, port)
+    if host.kind is HostKind.IPV6:
+        return TCP6ClientEndpoint(reactor, host.text, port)
+    return HostnameEndpoint(reactor, host.text.encode("ascii"), port)
+
+
+def _credentials(socks: SocksProxy, random: Random) -> SocksCredentials | None:
+    if isinstance(socks.auth, SocksLogin):
+        return SocksCredentials(socks.auth.user.encode(), socks.auth.password.encode())
+    if socks.auth is SocksAuth.NONE:
+        return None
+    # Another name for each connection: Tor gives each a circuit of its own.
+    return SocksCredentials(random(_NAME_SIZE).hex().encode("ascii"), b"")
