@@ -170,6 +170,7 @@ def check_that_nothing_is_left(
     with subprocess.Popen(
         command(name, *options),
         cwd=ROOT,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -184,7 +185,12 @@ def check_that_nothing_is_left(
             time.sleep(0.01)
         assert len(started) >= processes
         process.send_signal(by)
-        process.wait(15)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            # It says where it is.
+            process.send_signal(signal.SIGABRT)
+            pytest.fail(f"it does not end:\n{process.stderr.read()}")
     deadline = time.monotonic() + 5
     while any(map(alive, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
