@@ -10,11 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from twisted.internet.endpoints import (
-    HostnameEndpoint,
-    TCP4ClientEndpoint,
-    TCP6ClientEndpoint,
-)
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
@@ -27,14 +22,15 @@ from zope.interface import implementer
 
 from smpd.destinations import Destinations
 from txsimplex.addresses import (
-    DEFAULT_SMP_PORT,
     Host,
     HostKind,
     HostMode,
     RelayLocation,
     choose_host,
 )
+from txsimplex.client.errors import NoWayError
 from txsimplex.client.link import BROKER, NETWORK
+from txsimplex.client.network import endpoint_of, port_of
 from txsimplex.client.pool import UnreachableError
 from txsimplex.client.socks import SocksCredentials, SocksEndpoint
 from txsimplex.smp.errors import Error
@@ -83,43 +79,24 @@ class Reach:
         )
         if host is None:
             raise UnreachableError(NO_HOST)
-        port = _port(location)
-        if not self._allows(host):
-            raise UnreachableError(NETWORK)
-        if not host.text.isascii():
+        try:
+            port = port_of(location)
+        except NoWayError:
+            raise UnreachableError(NETWORK) from None
+        if not self._allows(host) or not host.text.isascii():
             raise UnreachableError(NETWORK)
         if socks is not None and (socks.always or host.is_onion):
-            proxy = self._endpoint_of(socks.host, socks.port)
+            proxy = endpoint_of(self._reactor, Host.parse(socks.host), socks.port)
             return SocksEndpoint(proxy, host.text, port, socks.credentials(location))
         if host.is_onion:
             raise UnreachableError(NETWORK)
-        if host.kind is HostKind.DOMAIN:
-            resolving: Any = _Resolving(self._reactor, self._destinations)
-            return HostnameEndpoint(resolving, host.text.encode("ascii"), port)
-        return self._endpoint_of(host.text, port)
+        resolving = _Resolving(self._reactor, self._destinations)
+        return endpoint_of(resolving, host, port)
 
     def _allows(self, host: Host) -> bool:
         if host.kind in (HostKind.ONION, HostKind.DOMAIN):
             return self._destinations.allows_name(host.text)
         return self._destinations.allows_address(ipaddress.ip_address(host.text))
-
-    def _endpoint_of(self, host: str, port: int) -> IStreamClientEndpoint:
-        """An endpoint of the operator's own, or of an address that was checked."""
-        try:
-            version = ipaddress.ip_address(host).version
-        except ValueError:
-            return HostnameEndpoint(self._reactor, host.encode("ascii"), port)
-        if version == 4:
-            return TCP4ClientEndpoint(self._reactor, host, port)
-        return TCP6ClientEndpoint(self._reactor, host, port)
-
-
-def _port(location: RelayLocation) -> int:
-    """Raises `UnreachableError` for what is no port."""
-    text = location.port or str(DEFAULT_SMP_PORT)
-    if text.isascii() and text.isdigit() and 0 < int(text) < 65536:
-        return int(text)
-    raise UnreachableError(NETWORK)
 
 
 @implementer(IResolutionReceiver)

@@ -58,18 +58,18 @@ class Network:
         self, reactor: Any, location: RelayLocation, random: Random = os.urandom
     ) -> IStreamClientEndpoint:
         """Where to connect to for a relay. Raises `NoWayError`."""
-        host, port = self._host(location), _port(location)
+        host, port = self._host(location), port_of(location)
         if host is None:
             raise NoWayError("the relay has no host of the kind required")
         if not host.text.isascii():
             raise NoWayError("not a name of the DNS")
         if self._through_socks(host):
             assert self.socks is not None
-            proxy = _endpoint(reactor, self.socks.host, self.socks.port)
+            proxy = endpoint_of(reactor, self.socks.host, self.socks.port)
             return SocksEndpoint(proxy, host.text, port, _credentials(self.socks, random))
         if host.is_onion:
             raise NoWayError("an onion service needs a SOCKS proxy")
-        return _endpoint(reactor, host, port)
+        return endpoint_of(reactor, host, port)
 
     def _host(self, location: RelayLocation) -> Host | None:
         socks = self.socks is not None
@@ -79,14 +79,16 @@ class Network:
         return self.socks is not None and self.socks_mode.covers(host)
 
 
-def _port(location: RelayLocation) -> int:
+def port_of(location: RelayLocation) -> int:
+    """The port of a relay. Raises `NoWayError` for what is none."""
     text = location.port or str(DEFAULT_SMP_PORT)
     if text.isascii() and text.isdigit() and 0 < int(text) < 65536:
         return int(text)
     raise NoWayError("not a port")
 
 
-def _endpoint(reactor: Any, host: Host, port: int) -> IStreamClientEndpoint:
+def endpoint_of(reactor: Any, host: Host, port: int) -> IStreamClientEndpoint:
+    """An endpoint of a host as it is: names are resolved, so they are ASCII, and no onion names."""
     if host.kind is HostKind.IPV4:
         return TCP4ClientEndpoint(reactor, host.text, port)
     if host.kind is HostKind.IPV6:
