@@ -21,6 +21,7 @@ from txsimplex.client.deadlines import within
 from txsimplex.client.errors import RelayError
 from txsimplex.client.queues import CreatedQueue
 from txsimplex.client.raw import RawClient
+from txsimplex.client.sending import SenderCommands
 from txsimplex.client.session import SMP_ALPN, Service, global_clock, open_blocks, open_session
 from txsimplex.client.smp import SMPClient, connect
 from txsimplex.issuing import make_authority, make_online
@@ -334,3 +335,14 @@ async def next_message(client: SMPClient, queue: Queue) -> MessageBody:
 async def acknowledge(client: SMPClient, queue: Queue, message: Msg) -> Msg | None:
     """ACK; the next message of the queue if there is one."""
     return await client.ack(*queue.own, message.msg_id)
+
+
+async def deliver(
+    relay: SenderCommands, recipient: SMPClient, queue: Queue, key: PrivateKey | None = None
+) -> None:
+    """A message of the greatest size that a sender sends is what its recipient gets."""
+    body = os.urandom(16048)
+    await relay.send(queue.sender_id, body, key=key)
+    message = await next_msg(recipient, queue)
+    assert queue.open(message).body == body
+    await acknowledge(recipient, queue, message)

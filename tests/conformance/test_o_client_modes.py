@@ -16,9 +16,9 @@ from twisted.internet.protocol import Factory, Protocol
 
 from tests.conformance.clients import (
     GetRelay,
-    Queue,
     Relay,
     acknowledge,
+    deliver,
     make_queue,
     make_secured_queue,
     new_id,
@@ -31,9 +31,7 @@ from tests.coroutines import finish, in_reactor, until
 from txsimplex.addresses import Host, RelayLocation, Scheme, ServerAddress
 from txsimplex.client.errors import DisconnectedError, HandshakeError, IdentityError, ProxyError
 from txsimplex.client.network import Network
-from txsimplex.client.routing import Fallback, RoutedRelay, Router, RoutingMode, RoutingRules
-from txsimplex.client.smp import SMPClient
-from txsimplex.keys import PrivateKey
+from txsimplex.client.routing import Fallback, Router, RoutingMode, RoutingRules
 from txsimplex.smp.commands import LinkData
 
 PROXY = {"proxy.local_networks": "on"}
@@ -95,17 +93,6 @@ def routers() -> Iterator[Routers]:
     yield routers
     for router in routers.made:
         finish(router.close())
-
-
-async def deliver(
-    relay: RoutedRelay, recipient: SMPClient, queue: Queue, key: PrivateKey | None = None
-) -> None:
-    """What is sent is what the recipient gets, once."""
-    body = os.urandom(16048)
-    await relay.send(queue.sender_id, body, key=key)
-    message = await next_msg(recipient, queue)
-    assert queue.open(message).body == body
-    await acknowledge(recipient, queue, message)
 
 
 @pytest.mark.parametrize("mode", RoutingMode)

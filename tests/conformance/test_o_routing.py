@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from tests.conformance.clients import (
     ALGORITHMS,
     GetRelay,
-    Queue,
     Relay,
     acknowledge,
     ask,
+    deliver,
     err,
     make_queue,
     make_secured_queue,
@@ -92,17 +92,6 @@ async def test_204_rfwd_with_garbage(relay: Relay, version: int) -> None:
 
 
 # -- by way of a proxy
-
-
-async def deliver(
-    relay: ProxiedRelay, recipient: SMPClient, queue: Queue, key: PrivateKey | None = None
-) -> None:
-    """A message of the greatest size through the proxy is what its recipient gets."""
-    body = os.urandom(16048)
-    await relay.send(queue.sender_id, body, key=key)
-    message = await next_msg(recipient, queue)
-    assert queue.open(message).body == body
-    await acknowledge(recipient, queue, message)
 
 
 def closed_port() -> int:
