@@ -4,6 +4,8 @@ Two relays, proxy and destination, with stores in memory. Senders in this proces
 the greatest size through the proxy, each with some under way; then a few at a steady rate, once
 directly and once through the proxy, to see what that adds, and once more while others
 ask the proxy for relays that do not answer.
+
+With ``--destinations N`` it is measured instead what N destinations cost the proxy.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
+from bench.destinations import Destinations
 from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
 from bench.percentiles import Durations
 from bench.running import Cores, say
@@ -101,6 +104,17 @@ class _Bench:
             self.clients.append(client)
             self.direct.append(_Sender(client, *await _new_queue(recipient)))
 
+    async def measure_destinations(
+        self, proxy: Server, destination: Server, result: dict[str, Any]
+    ) -> None:
+        """What destinations cost the proxy, each with a message through it."""
+        recipient, client = [await _client(self.reactor, each) for each in (destination, proxy)]
+        self.clients += [recipient, client]
+        own = _key(Algorithm.ED25519)
+        queue = await recipient.create_queue(own, _key(Algorithm.X25519), subscribe=False)
+        measuring = Destinations(proxy, destination, result)
+        await measuring.run(client, queue.sender_id, self.options, self._sleep)
+
     def close(self) -> None:
         """Ends all connections."""
         for client in self.clients:
@@ -166,6 +180,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=10.0, help="under load; default: 10")
     parser.add_argument("--rate", type=float, default=100.0, help="messages/s after; default: 100")
     parser.add_argument("--latency-seconds", type=float, default=10.0, help="default: 10")
+    parser.add_argument(
+        "--destinations", type=positive, help="measure what so many cost, and nothing else"
+    )
     parser.add_argument("--no-pin", action="store_true", help="let the kernel choose the cores")
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
     parser.add_argument("--quick", action="store_true", help="be done in 40 seconds")
@@ -215,6 +232,10 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 async def _run(bench: _Bench, proxy: Server, destination: Server, result: dict[str, Any]) -> None:
     options = bench.options
+    if options.destinations is not None:
+        await bench.measure_destinations(proxy, destination, result)
+        bench.close()
+        return
     say(f"connecting {options.senders} senders")
     await bench.prepare(proxy, destination)
     await bench.load(1.0)

@@ -13,8 +13,9 @@ from smpd.proxy import Proxy, ProxyRules
 from smpd.reach import Reach, Socks
 from txsimplex.addresses import HostMode, RelayLocation
 from txsimplex.client.pool import RelayPool
-from txsimplex.client.session import Session, open_session
+from txsimplex.client.session import SMP_ALPN, Session, open_session
 from txsimplex.client.socks import SocksCredentials
+from txsimplex.tls import client_context
 
 
 def make_proxy(settings: Settings, counters: Counters, reactor: Any) -> Proxy | None:
@@ -30,8 +31,12 @@ def make_proxy(settings: Settings, counters: Counters, reactor: Any) -> Proxy | 
         socks=None if given.socks_proxy is None else socks(given.socks_proxy, given.socks_mode),
     )
 
+    # One for all: each takes tens of KiB, and nothing of a session stays in it.
+    context = client_context(alpn=(SMP_ALPN,))
+
     async def connect(location: RelayLocation) -> Session:
-        return await open_session(reach.endpoint(location), location, proxy=True, clock=reactor)
+        endpoint = reach.endpoint(location)
+        return await open_session(endpoint, location, proxy=True, context=context, clock=reactor)
 
     pool = RelayPool(
         connect, clock=reactor, most_forwarded=given.relay_concurrency, retry_time=given.retry_time

@@ -81,6 +81,15 @@ def test_proxy() -> None:
         assert 0 < result[f"{way}_p50_ms"] <= result[f"{way}_p99_ms"]
 
 
+def test_destinations_of_a_proxy() -> None:
+    result = run("proxy", "--destinations", "40", "--seconds", "1")
+    assert result["faults"] == []
+    assert result["destinations"] == 40
+    assert result["kib_per_destination_connected"] > 10
+    assert result["kib_per_destination_used"] > 10
+    assert result["idle_cpu_percent"] >= 0
+
+
 SHORT = ("--seconds", "1", "--latency-seconds", "0")
 
 

@@ -86,7 +86,6 @@ class RelayLink:
         self._heard_at = clock.seconds()
         self._check = LoopingCall(self._check_times)
         self._check.clock = clock
-        self._check.start(_CHECK_TIME, now=False)
         session.blocks.when_lost(self._ended)
         session.blocks.deliver_to(self._receive)
 
@@ -119,6 +118,8 @@ class RelayLink:
             answered(NETWORK)
             return
         waiting = _Waiting(answered, self._clock.seconds() + ANSWER_TIME)
+        if not self._check.running:
+            self._check.start(_CHECK_TIME, now=False)
         if len(self._sent) >= self._most:
             self._queue.append((forwarded, waiting))
         else:
@@ -190,8 +191,11 @@ class RelayLink:
             self._queue.popleft()[1].answered(TIMED_OUT)
         if self._timeouts >= _TIMEOUTS and now - self._heard_at > _SILENCE:
             self._session.blocks.abort()
-        else:
-            self._send_more()
+            return
+        self._send_more()
+        # Thousands of idle connections would otherwise keep the reactor busy.
+        if not self.load and self._timeouts < _TIMEOUTS and self._check.running:
+            self._check.stop()
 
     # -- the end
 

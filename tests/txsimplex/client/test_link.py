@@ -216,6 +216,24 @@ def test_a_relay_that_is_silent_for_long_is_given_up() -> None:
     assert side.lost == [side.link]
 
 
+def test_time_is_watched_only_while_something_is_without_an_answer() -> None:
+    side = Side()
+    for number in (1, 2):
+        assert not side.clock.getDelayedCalls()
+        side.forward(number)
+        side.clock.pump([1.0] * 3)
+        assert side.clock.getDelayedCalls()
+        side.session.respond(*side.session.received()[-1], b"")
+        side.clock.pump([1.0] * 2)
+    assert not side.clock.getDelayedCalls()
+    # Three answers are missing: the relay may have to be given up.
+    for number in (3, 4, 5):
+        side.forward(number)
+    side.clock.pump([1.0] * 32)
+    assert side.answers[5] == TIMED_OUT
+    assert side.clock.getDelayedCalls()
+
+
 def test_a_lost_connection_is_told_all_that_wait() -> None:
     side = Side(most=1)
     side.forward(1)
