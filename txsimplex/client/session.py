@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from socket import socket as Socket
+from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
@@ -32,6 +35,11 @@ from txsimplex.tls import client_context
 SMP_ALPN = b"smp/1"
 CONNECT_TIMEOUT = 45.0
 """Seconds that TCP, TLS and the handshake together may take."""
+_KEEP_ALIVE: Final = {
+    socket.TCP_KEEPIDLE: 30,
+    socket.TCP_KEEPINTVL: 15,
+    socket.TCP_KEEPCNT: 4,
+}
 _PLAIN = PlainBlocks()
 _REQUEST = b"certificate request"
 """Part of the name that OpenSSL gives to the state of having got one."""
@@ -154,19 +162,29 @@ async def _open_blocks(
 ) -> BlockConnection:
     stream = BlockStream(blocks, context, server=False, clock=clock)
     try:
-        await endpoint.connect(_Factory(stream))
+        connected: Any = await endpoint.connect(_Factory(stream))
     except (CancelledError, ConnectingCancelledError):
         raise CancelledError from None
     except Exception as error:
         # Endpoints raise whatever their kind of connection can raise. What they say of it
         # may hold names and addresses.
         raise DisconnectedError(f"cannot connect: {type(error).__name__}") from error
+    _keep_alive(connected.transport)
     try:
         await blocks.when_secured
     except BaseException:
         stream.abortConnection()
         raise
     return blocks
+
+
+def _keep_alive(transport: Any) -> None:
+    """Lets the kernel ask whether the other side is there, which nothing else would (§4.4)."""
+    handle = transport.getHandle() if hasattr(transport, "getHandle") else None
+    if isinstance(handle, Socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            handle.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def open_session(

@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
-from socket import socket
+from socket import (
+    IPPROTO_TCP,
+    SO_KEEPALIVE,
+    SOL_SOCKET,
+    TCP_KEEPCNT,
+    TCP_KEEPIDLE,
+    TCP_KEEPINTVL,
+    socket,
+)
 from typing import Any
 
 import pytest
@@ -26,7 +34,7 @@ from txsimplex.client.errors import (
     TooLargeError,
 )
 from txsimplex.client.queues import CreatedQueue, shared_box
-from txsimplex.client.session import Service
+from txsimplex.client.session import Service, open_blocks
 from txsimplex.client.smp import Request, SMPClient, connect
 from txsimplex.issuing import make_authority
 from txsimplex.keys import Algorithm, PrivateKey
@@ -591,3 +599,22 @@ async def test_connecting_can_be_cancelled(relay: RunningRelay) -> None:
     waiting.cancel()
     with pytest.raises(CancelledError):
         await waiting
+
+
+@in_reactor
+async def test_the_kernel_asks_whether_the_relay_is_there(relay: RunningRelay) -> None:
+    """smp-wire.md §4.4."""
+    connected: list[Any] = []
+    endpoint = relay.endpoint()
+
+    class Watched:
+        async def connect(self, factory: Any) -> Any:
+            connected.append(await endpoint.connect(factory))
+            return connected[0]
+
+    blocks = await open_blocks(Watched())  # type: ignore[arg-type]
+    handle: socket = connected[0].transport.getHandle()
+    assert handle.getsockopt(SOL_SOCKET, SO_KEEPALIVE)
+    options = (TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT)
+    assert [handle.getsockopt(IPPROTO_TCP, each) for each in options] == [30, 15, 4]
+    blocks.abort()
