@@ -11,13 +11,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn
 
 from smpd.config import DEFAULT_PATH
 from smpd.credentials import CredentialsError
 from smpd.ctl import address, certificate, check, database, installation, store
+from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError
 from smpd.stores.interface import StoreUnusable
@@ -51,13 +51,8 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line: `smpctl [--config PATH] COMMAND`."""
     whole = _Parser(prog="smpctl", description="Looks after an SMP relay.", epilog=_EXAMPLES)
-    whole.add_argument(
-        "--config",
-        type=Path,
-        default=DEFAULT_PATH,
-        metavar="PATH",
-        help=f"configuration of the relay (default: {DEFAULT_PATH})",
-    )
+    whole.set_defaults(config=DEFAULT_PATH)
+    add_configuration_to(whole)
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     installation.add_to(commands)
     address.add_to(commands)

@@ -10,6 +10,7 @@ import qrcode
 
 from smpd.config import load
 from smpd.credentials import read_certificates
+from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
 from txsimplex.addresses import ServerAddress
 from txsimplex.certificates import fingerprint
@@ -31,6 +32,7 @@ def add_to(commands: Any) -> None:
         epilog=_EXAMPLES,
     )
     command.add_argument("--qr", action="store_true", help="print it as a QR code too")
+    add_configuration_to(command)
     command.set_defaults(command=_address)
 
 

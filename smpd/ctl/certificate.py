@@ -12,6 +12,7 @@ from cryptography import x509
 
 from smpd.config import ServerSettings, load
 from smpd.credentials import read_certificates, read_identity, read_key, replace_pair
+from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
 from txsimplex.certificates import (
     Certificate,
@@ -58,6 +59,7 @@ def add_to(commands: Any) -> None:
         description="Checks the certificates as a client would, and shows them.",
         epilog="examples:\n  smpctl certificate show",
     )
+    add_configuration_to(show)
     show.set_defaults(command=_show)
     rotate = actions.add_parser(
         "rotate",
@@ -73,6 +75,7 @@ def add_to(commands: Any) -> None:
         help="key of the offline CA (default: beside its certificate, ending in .key)",
     )
     add_algorithm_to(rotate, "that of the present key")
+    add_configuration_to(rotate)
     rotate.set_defaults(command=_rotate)
 
 

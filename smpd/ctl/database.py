@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from smpd.config import load
+from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
 from smpd.stores.drivers import without_postgres
 
@@ -51,6 +52,7 @@ def add_to(commands: Any) -> None:
             description=help_text.capitalize() + ".",
             epilog=_ACTIONS_EXAMPLES[name],
         )
+        add_configuration_to(one)
         one.set_defaults(command=action)
 
 

@@ -297,6 +297,14 @@ class TestAddress:
             path.write_bytes(content)
         assert_refused(relay("address"), 1, str(path))
 
+    def test_the_configuration_is_named_before_the_command_or_behind_it(
+        self, relay: Relay, smpctl: Smpctl, tmp_path: Path
+    ) -> None:
+        before = relay("address")
+        assert smpctl("address", "--config", relay.configuration) == before
+        none = tmp_path / "none.ini"
+        assert smpctl("--config", none, "address", "--config", relay.configuration) == before
+
     def test_a_configuration_that_is_not_there(self, tmp_path: Path, smpctl: Smpctl) -> None:
         result = smpctl("--config", tmp_path / "none.ini", "address")
         assert_refused(result, 1, f"{tmp_path}/none.ini", "No such file or directory")
@@ -511,7 +519,7 @@ class TestCompletion:
         assert completions(*path, "") == options(parser) | below
 
     def test_behind_the_configuration(self) -> None:
-        assert completions("--config", "a", "address", "--") == {"--qr", "--help"}
+        assert completions("--config", "a", "address", "--") == {"--qr", "--config", "--help"}
 
     def test_values(self) -> None:
         assert completions("init", "--algorithm", "") == {"ed25519", "ed448"}
