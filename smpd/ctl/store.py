@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.stores.conversion import Counts, Source, Target, copy
 from smpd.stores.drivers import without_postgres
+from smpd.stores.interface import StoreUnusable
 from smpd.stores.snapshot_conversion import SnapshotSource, SnapshotTarget
 from smpd.stores.sqlite_conversion import SqliteSource, SqliteTarget
 
@@ -80,13 +81,22 @@ def _convert(arguments: argparse.Namespace) -> None:
         raise UsageError("FROM and TO are the same store")
     try:
         there, written = _copy(arguments.source, arguments.target)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoreUnusable) as error:
+        if not _is_interrupt(error):
+            raise
         raise CommandError(
             "interrupted: FROM is as it was, and nothing is in TO, or all if it was at the end"
         ) from None
     _show(there, written)
     if there != written:
         raise CommandError("the counts differ, so FROM is damaged: nothing is in TO")
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether it came up by Ctrl-C: to undo what was begun can fail after that."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _copy(origin: _Place, destination: _Place) -> tuple[Counts, Counts]:
