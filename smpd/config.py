@@ -363,7 +363,7 @@ class StoreSettings:
     path: Path = setting(_path("a directory"), Path("store"))  # noqa: RUF009
     database: str | None = setting(optional(_DATABASE), None)
     connections: int = setting(whole_number(1, 64), 4)
-    commit_interval: float = setting(seconds(0.001, 1), 0.008)
+    commit_interval: float = setting(seconds(0.001, 1), 0.006)
     cached_queues: int = setting(whole_number(100, 100_000_000), 20_000)
     answer_timeout: float = setting(_INTERVAL, 5.0)
     snapshot: Path | None = setting(optional(_path()), None)  # noqa: RUF009

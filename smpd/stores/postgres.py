@@ -32,7 +32,7 @@ def open_postgres(
     call_later: CallLater,
     call_from_thread: CallFromThread,
     connections: int = 4,
-    commit_interval: float = 0.008,
+    commit_interval: float = 0.006,
     cached_queues: int = 20_000,
     answer_timeout: float = 5.0,
     worker: Callable[[], Worker] = WriterThread,

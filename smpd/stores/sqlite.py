@@ -54,7 +54,7 @@ def open_sqlite(
     *,
     call_later: CallLater,
     call_from_thread: CallFromThread,
-    commit_interval: float = 0.008,
+    commit_interval: float = 0.006,
     cached_queues: int = 20_000,
     worker: Worker | None = None,
 ) -> SqliteStore:

@@ -56,7 +56,7 @@ def test_an_empty_file_gives_the_values_of_the_reference() -> None:
     assert (i.disconnect, i.ttl, i.check_interval) == (True, 21600.0, 3600.0)
     assert (s.proxy.enabled, s.proxy.local_networks) == (True, False)
     assert (s.store.kind, s.store.path, s.store.snapshot) == ("sqlite", HERE / "store", None)
-    assert (s.store.commit_interval, s.store.cached_queues) == (0.008, 20_000)
+    assert (s.store.commit_interval, s.store.cached_queues) == (0.006, 20_000)
     assert s.store.answer_timeout == 5.0
 
 
