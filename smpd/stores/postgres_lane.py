@@ -65,6 +65,12 @@ _MESSAGES: Final = """
     FROM unnest(%b::bigint[], %b::bigint[]) AS wanted (queue, messages) CROSS JOIN LATERAL
     (SELECT * FROM message WHERE queue = wanted.queue ORDER BY number
      LIMIT wanted.messages) AS first"""
+_DECOY_MESSAGES: Final = """
+    SELECT first.number, first.msg_id, first.timestamp, first.notify, first.body
+    FROM unnest(%b::bigint[], %b::bigint[]) AS wanted (place, messages) CROSS JOIN LATERAL
+    (SELECT * FROM message WHERE queue =
+        (SELECT number FROM queue WHERE number >= wanted.place ORDER BY number LIMIT 1)
+     ORDER BY number LIMIT wanted.messages) AS first"""
 _NOTIFICATIONS: Final = """
     SELECT notifier_id, number, timestamp, nonce, meta FROM notification
     WHERE notifier_id = ANY(%b::bytea[]) ORDER BY number"""
@@ -237,10 +243,14 @@ class Lane:
 
             if stale:
                 ask("queues", _QUEUES, stale)
-            for number, key in enumerate(missed):
-                # As long as for a queue that is there and not in memory.
-                place = int.from_bytes(key[1][:7], "big") % query.highest
+            # As long as for a queue that is there and not in memory, and for its messages.
+            places = {key: int.from_bytes(key[1][:7], "big") % query.highest for key in missed}
+            for number, place in enumerate(places.values()):
                 ask(f"decoy {number}", _DECOY, place)
+            if decoys := [
+                (places[key], query.bodies[key]) for key in missed if key in query.bodies
+            ]:
+                ask("decoy messages", _DECOY_MESSAGES, *columns(decoys, 2))
             if expire:
                 ask("expired", EXPIRE, list(expire), list(expire.values()))
             if bodies:
@@ -257,6 +267,7 @@ class Lane:
             found.expired.setdefault(queue, []).append(number)
         for row in _rows(cursors, "messages"):
             found.messages.setdefault(row[0], []).append(row)
+        _rows(cursors, "decoy messages")  # which take time, too
         for row in _rows(cursors, "notifications"):
             found.notifications.setdefault(row[0], []).append(row[1:])
         found.services = list(_rows(cursors, "certificates"))

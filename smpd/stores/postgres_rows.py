@@ -44,8 +44,8 @@ class Query:
     `bodies` has how many messages are wanted of the queues of which any are, `expire` the times of
     before which messages go. Nobody else may give the ids of `exclusive` at the same time.
     In the place of what is not there, and was not `seen` before as something that is not,
-    another queue is read, with a number up to `highest`: time shall not tell. `patient` says
-    that locks are waited for.
+    another queue is read, with a number up to `highest`, and its messages: time shall not tell.
+    `patient` says that locks are waited for.
     """
 
     keys: set[Key] = field(default_factory=set)
