@@ -37,6 +37,8 @@ from txsimplex.addresses import (
     RelayLocation,
     Scheme,
     ServerAddress,
+    SocksLogin,
+    SocksProxy,
     is_password,
 )
 from txsimplex.encoding import ParseError
@@ -173,42 +175,23 @@ def _destination(text: str) -> str | Network:
         return _domain(text)
 
 
-@dataclass(frozen=True, slots=True)
-class SocksAddress:
-    """Where a SOCKS proxy is. `credentials` are those for all relays, if they are the same.
-
-    Without, each relay has credentials of its own, so that Tor keeps them apart; with
-    `isolated` false there are none.
-    """
-
-    host: str
-    port: int
-    credentials: tuple[bytes, bytes] | None = field(default=None, repr=False)
-    isolated: bool = True
-
-
-def _read_socks(text: str) -> SocksAddress:
-    """As the reference has it (smp-proxy.md §5.2): ``[user:password@]host:port``."""
-    given, at, place = text.rpartition("@")
-    host, _, port_text = place.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
+def _read_socks(text: str) -> SocksProxy:
+    """As the reference has it (smp-proxy.md §5.2), or with a name for its host."""
     try:
-        port = whole_number(1, 65535).read(port_text)
-        if Host.parse(host).kind is HostKind.ONION:
-            raise Refused(("", None))
-    except (Refused, ParseError):
+        proxy = SocksProxy.parse(text)
+    except ParseError:
         raise Refused(("", None)) from None
-    credentials = None
-    if given:
-        name, _, password = given.partition(":")
-        credentials = (name.encode(), password.encode())
-        if not 1 <= len(credentials[0]) <= 255 or len(credentials[1]) > 255:
-            raise Refused(("", None))
-    return SocksAddress(host, port, credentials, isolated=not at)
+    login = proxy.auth
+    parts = (login.user, login.password) if isinstance(login, SocksLogin) else ()
+    # SOCKS has room for 255 bytes.
+    if any(len(part.encode()) > 255 for part in parts) or not proxy.port:
+        raise Refused(("", None))
+    if not proxy.host.text.isascii():
+        raise Refused(("", None))
+    return proxy
 
 
-_SOCKS: Kind[SocksAddress] = Kind(
+_SOCKS: Kind[SocksProxy] = Kind(
     _read_socks, "host:port, user:password@host:port or @host:port", secret=True
 )
 _PASSWORD: Kind[bytes] = Kind(
@@ -338,7 +321,7 @@ class ProxySettings:
     relay_concurrency: int = setting(whole_number(1, 100_000), 256)
     host_mode: str = setting(one_of("public", "onion"), "public")
     required_host_mode: bool = setting(on_off(), False)
-    socks_proxy: SocksAddress | None = setting(optional(_SOCKS), None)  # noqa: RUF009
+    socks_proxy: SocksProxy | None = setting(optional(_SOCKS), None)  # noqa: RUF009
     socks_mode: str = setting(one_of("onion", "always"), "onion")
     own_domains: tuple[str, ...] = setting(_each_once(words(_domain, _DOMAINS)), ())
     allowed: tuple[str | Network, ...] = setting(_each_once(words(_destination, _PLACES)), ())

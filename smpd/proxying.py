@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 from typing import Any
 
-from smpd.config import ProxySettings, Settings, SocksAddress
+from smpd.config import ProxySettings, Settings
 from smpd.counters import Counters
 from smpd.destinations import Destinations
 from smpd.proxy import Proxy, ProxyRules
-from smpd.reach import Reach, Socks
-from txsimplex.addresses import HostMode, RelayLocation
+from smpd.reach import Reach
+from txsimplex.addresses import HostMode, RelayLocation, SocksMode
+from txsimplex.client.network import Network, for_each_relay
 from txsimplex.client.pool import RelayPool
 from txsimplex.client.session import SMP_ALPN, Session, open_session
-from txsimplex.client.socks import SocksCredentials
 from txsimplex.tls import client_context
 
 
@@ -23,14 +22,8 @@ def make_proxy(settings: Settings, counters: Counters, reactor: Any) -> Proxy | 
     given = settings.proxy
     if not given.enabled:
         return None
-    reach = Reach(
-        reactor,
-        destinations(given),
-        mode=HostMode.PUBLIC if given.host_mode == "public" else HostMode.ONION_VIA_SOCKS,
-        required=given.required_host_mode,
-        socks=None if given.socks_proxy is None else socks(given.socks_proxy, given.socks_mode),
-    )
-
+    isolation = for_each_relay(os.urandom(32))
+    reach = Reach(reactor, destinations(given), network(given), isolation)
     # One for all: each takes tens of KiB, and nothing of a session stays in it.
     context = client_context(alpn=(SMP_ALPN,))
 
@@ -60,16 +53,11 @@ def destinations(settings: ProxySettings) -> Destinations:
     )
 
 
-def socks(address: SocksAddress, mode: str) -> Socks:
-    """The SOCKS proxy that the proxy goes through, with a circuit of Tor for each relay."""
-    secret = os.urandom(32)
-
-    def credentials(location: RelayLocation) -> SocksCredentials | None:
-        if address.credentials is not None:
-            return SocksCredentials(*address.credentials)
-        if not address.isolated:
-            return None
-        name = hmac.digest(secret, location.encode(), "sha256").hex()
-        return SocksCredentials(name.encode(), b"relay")
-
-    return Socks(address.host, address.port, mode == "always", credentials)
+def network(settings: ProxySettings) -> Network:
+    """By which hosts, and whether through SOCKS."""
+    return Network(
+        settings.socks_proxy,
+        SocksMode(settings.socks_mode),
+        HostMode.PUBLIC if settings.host_mode == "public" else HostMode.ONION_VIA_SOCKS,
+        settings.required_host_mode,
+    )

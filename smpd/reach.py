@@ -1,13 +1,9 @@
-"""How the proxy gets to a relay: which host, directly or through a SOCKS proxy (smp-proxy.md §5.2).
-
-The name of an onion service is given to a SOCKS proxy only, never to the DNS.
-"""
+"""How the proxy gets to a relay: as a client does (smp-proxy.md §5.2), but not to all places."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
 from twisted.internet.interfaces import (
@@ -21,77 +17,42 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from smpd.destinations import Destinations
-from txsimplex.addresses import (
-    Host,
-    HostKind,
-    HostMode,
-    RelayLocation,
-    choose_host,
-)
+from txsimplex.addresses import Host, HostKind, RelayLocation
 from txsimplex.client.errors import NoWayError
 from txsimplex.client.link import BROKER, NETWORK
-from txsimplex.client.network import endpoint_of, port_of
+from txsimplex.client.network import Isolation, Network
 from txsimplex.client.pool import UnreachableError
-from txsimplex.client.socks import SocksCredentials, SocksEndpoint
 from txsimplex.smp.errors import Error
 
 NO_HOST: Final = Error((*BROKER, "HOST"))
-
-MakeCredentials = Callable[[RelayLocation], "SocksCredentials | None"]
-
-
-@dataclass(frozen=True, slots=True)
-class Socks:
-    """A SOCKS proxy: where it is, whether it is used for all hosts or for onion hosts only.
-
-    `credentials` are made for each relay, so that Tor keeps them apart.
-    """
-
-    host: str
-    port: int
-    always: bool
-    credentials: MakeCredentials
 
 
 class Reach:
     """Makes endpoints for relays."""
 
     def __init__(
-        self,
-        reactor: Any,
-        destinations: Destinations,
-        *,
-        mode: HostMode = HostMode.PUBLIC,
-        required: bool = False,
-        socks: Socks | None = None,
+        self, reactor: Any, destinations: Destinations, network: Network, isolation: Isolation
     ) -> None:
         self._reactor = reactor
         self._destinations = destinations
-        self._mode = mode
-        self._required = required
-        self._socks = socks
+        self._network = network
+        self._isolation = isolation
 
     def endpoint(self, location: RelayLocation) -> IStreamClientEndpoint:
         """Where to connect to for a relay. Raises `UnreachableError`."""
-        socks = self._socks
-        host = choose_host(
-            location.hosts, self._mode, socks=socks is not None, required=self._required
-        )
+        network, reactor = self._network, self._reactor
+        host = network.host(location)
         if host is None:
             raise UnreachableError(NO_HOST)
+        if not self._allows(host):
+            raise UnreachableError(NETWORK)
+        if not network.through_socks(host):
+            # The SOCKS proxy itself may be where relays may not.
+            reactor = _Resolving(reactor, self._destinations)
         try:
-            port = port_of(location)
+            return network.endpoint(reactor, location, self._isolation)
         except NoWayError:
             raise UnreachableError(NETWORK) from None
-        if not self._allows(host) or not host.text.isascii():
-            raise UnreachableError(NETWORK)
-        if socks is not None and (socks.always or host.is_onion):
-            proxy = endpoint_of(self._reactor, Host.parse(socks.host), socks.port)
-            return SocksEndpoint(proxy, host.text, port, socks.credentials(location))
-        if host.is_onion:
-            raise UnreachableError(NETWORK)
-        resolving = _Resolving(self._reactor, self._destinations)
-        return endpoint_of(resolving, host, port)
 
     def _allows(self, host: Host) -> bool:
         if host.kind in (HostKind.ONION, HostKind.DOMAIN):

@@ -353,7 +353,7 @@ class SocksProxy:
         if port is not None:
             proxy = replace(proxy, port=decimal(port[1], 65535))
         scanner.finish()
-        if proxy.host.kind is HostKind.ONION or "@" in proxy.host.text:
+        if proxy.host.is_onion or "@" in proxy.host.text:
             raise ParseError("not the host of a proxy")
         return proxy
 

@@ -14,9 +14,7 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.interfaces import IHostnameResolver
 from zope.interface import implementer
 
-from smpd.config import SocksAddress
 from smpd.destinations import Destinations
-from smpd.proxying import socks
 from smpd.reach import Reach
 from tests.conformance.clients import (
     Connection,
@@ -30,8 +28,9 @@ from tests.conformance.clients import (
 from tests.conformance.test_o_routing import closed_port
 from tests.conftest import IN_CI
 from tests.socks import SocksMissingError, SocksServer
-from txsimplex.addresses import Host, HostMode, RelayLocation
+from txsimplex.addresses import Host, RelayLocation, SocksAuth, SocksProxy
 from txsimplex.client.errors import ClientError, DisconnectedError, ProxyError
+from txsimplex.client.network import Network, for_each_relay
 from txsimplex.client.pool import reason_for_senders
 from txsimplex.client.proxied import through
 from txsimplex.client.session import Session, open_session
@@ -124,7 +123,7 @@ async def test_name_and_password(relays: GetRelay, guarded_server: SocksServer) 
     assert place == f"127.0.0.1:{relay.process.port}"
 
 
-@pytest.mark.parametrize("given", [f"{NAME}:wrong@", f"other:{PASSWORD}@", f"{NAME}@", "@", ""])
+@pytest.mark.parametrize("given", [f"{NAME}:wrong@", f"other:{PASSWORD}@", "@", ""])
 @ensureDeferred
 async def test_wrong_name_or_password(
     relays: GetRelay, guarded_server: SocksServer, given: str
@@ -225,8 +224,8 @@ async def open_by_way_of(
     """A session as the proxy opens it, in this process."""
     from twisted.internet import reactor
 
-    way = socks(SocksAddress(host, server.port, None, isolated=False), "always")
-    reach = Reach(reactor, Destinations(local=True), mode=HostMode.ONION_VIA_SOCKS, socks=way)
+    way = Network(SocksProxy(Host.parse(host), server.port, SocksAuth.NONE))
+    reach = Reach(reactor, Destinations(local=True), way, for_each_relay(b"secret"))
     clock: Any = reactor
     return await open_session(reach.endpoint(location), location, proxy=True, clock=clock)
 

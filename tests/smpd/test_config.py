@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from smpd.config import Settings, load, parse
 from smpd.ini import ConfigurationError, Fault
-from txsimplex.addresses import Host, HostKind, ServerAddress
+from txsimplex.addresses import Host, HostKind, ServerAddress, SocksAuth, SocksLogin, SocksProxy
 
 HERE = Path("/etc/smpd")
 
@@ -519,3 +519,38 @@ def test_any_text_gives_settings_or_faults_with_their_line(text: str) -> None:
     for sentence in sentences(text):
         assert sentence.startswith("smpd.ini, line ")
         assert sentence.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9050", SocksProxy()),
+        ("tor.example.com:9051", SocksProxy(Host.parse("tor.example.com"), 9051)),
+        ("[::1]:1080", SocksProxy(Host.parse("::1"), 1080)),
+        ("@localhost:1080", SocksProxy(Host.parse("localhost"), 1080, SocksAuth.NONE)),
+        ("me:it's me@127.0.0.1:9050", SocksProxy(auth=SocksLogin("me", "it's me"))),
+    ],
+)
+def test_a_socks_proxy(text: str, expected: SocksProxy) -> None:
+    assert settings(f"[proxy]\nsocks_proxy = {text}").proxy.socks_proxy == expected
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "localhost:0",
+        "localhost:65536",
+        "localhost:x",
+        f"{'a' * 56}.onion:9050",
+        "tor.onion.:9050",
+        "ü.example.com:9050",
+        "hunter2@localhost:9050",
+        f"hunter2:{'x' * 256}@localhost:9050",
+        "hunter2:x@me:y@localhost:9050",
+    ],
+)
+def test_what_is_no_socks_proxy(bad: str) -> None:
+    assert fault(f"[proxy]\nsocks_proxy = {bad}") == (
+        "smpd.ini, line 2: [proxy] socks_proxy: found a value that is not shown; allowed: "
+        "nothing, or host:port, user:password@host:port or @host:port."
+    )

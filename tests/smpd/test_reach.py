@@ -14,11 +14,12 @@ from twisted.internet.testing import MemoryReactorClock
 from zope.interface import implementer
 
 from smpd.destinations import Destinations
-from smpd.reach import NO_HOST, Reach, Socks
-from txsimplex.addresses import Host, HostMode, RelayLocation
+from smpd.reach import NO_HOST, Reach
+from txsimplex.addresses import Host, HostMode, RelayLocation, SocksMode, SocksProxy
 from txsimplex.client.link import NETWORK
+from txsimplex.client.network import Network, for_each_relay
 from txsimplex.client.pool import UnreachableError
-from txsimplex.client.socks import SocksCredentials, SocksEndpoint
+from txsimplex.client.socks import SocksEndpoint
 
 ONION = "a" * 56 + ".onion"
 
@@ -37,25 +38,34 @@ class WatchedReactor(MemoryReactorClock):
         raise AssertionError("nobody does that")
 
     def resolveHostName(
-        self, receiver: Any, name: str, port: int = 0, types: Any = None, semantics: str = "TCP"
+        self,
+        resolutionReceiver: Any,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Any = None,
+        transportSemantics: str = "TCP",
     ) -> Any:
-        self.resolved.append(name)
-        receiver.resolutionBegan(receiver)
+        self.resolved.append(hostName)
+        resolutionReceiver.resolutionBegan(resolutionReceiver)
         for address in self.addresses:
-            receiver.addressResolved(IPv4Address("TCP", address, port))
-        receiver.resolutionComplete()
-        return receiver
+            resolutionReceiver.addressResolved(IPv4Address("TCP", address, portNumber))
+        resolutionReceiver.resolutionComplete()
+        return resolutionReceiver
 
 
 def location(*hosts: str, port: str = "") -> RelayLocation:
     return RelayLocation(tuple(map(Host.parse, hosts)), port, os.urandom(32))
 
 
-def no_credentials(location: RelayLocation) -> SocksCredentials | None:
-    return None
+TOR = SocksProxy()
 
 
-SOCKS = Socks("127.0.0.1", 9050, False, no_credentials)
+def reach_of(
+    reactor: WatchedReactor,
+    network: Network = Network(host_mode=HostMode.PUBLIC),  # noqa: B008 - it does not change
+    destinations: Destinations = Destinations(),  # noqa: B008
+) -> Reach:
+    return Reach(reactor, destinations, network, for_each_relay(b"secret"))
 
 
 def connect(reach: Reach, where: RelayLocation, reactor: WatchedReactor) -> list[str]:
@@ -72,14 +82,14 @@ def test_an_onion_service_without_a_socks_proxy_is_not_looked_up(name: str) -> N
     for mode in HostMode:
         reactor = WatchedReactor()
         with pytest.raises(UnreachableError) as caught:
-            Reach(reactor, Destinations(), mode=mode).endpoint(location(name))
+            reach_of(reactor, Network(host_mode=mode)).endpoint(location(name))
         assert caught.value.error == NETWORK
         assert (reactor.resolved, reactor.tcpClients) == ([], [])
 
 
 def test_an_onion_service_goes_to_the_socks_proxy_by_its_name() -> None:
     reactor = WatchedReactor()
-    reach = Reach(reactor, Destinations(), mode=HostMode.ONION_VIA_SOCKS, socks=SOCKS)
+    reach = reach_of(reactor, Network(TOR, SocksMode.ONION))
     where = location("smp.example.com", ONION)
     assert isinstance(reach.endpoint(where), SocksEndpoint)
     assert connect(reach, where, reactor) == []
@@ -89,11 +99,10 @@ def test_an_onion_service_goes_to_the_socks_proxy_by_its_name() -> None:
 
 def test_a_public_host_is_connected_to_directly_unless_all_go_through_the_proxy() -> None:
     reactor = WatchedReactor()
-    reach = Reach(reactor, Destinations(), socks=SOCKS)
+    reach = reach_of(reactor, Network(TOR, SocksMode.ONION, HostMode.PUBLIC))
     assert isinstance(reach.endpoint(location("1.1.1.1")), TCP4ClientEndpoint)
     assert isinstance(reach.endpoint(location("2606:4700::1111")), TCP6ClientEndpoint)
-    always = Socks("127.0.0.1", 9050, True, no_credentials)
-    all_by_proxy = Reach(reactor, Destinations(), socks=always)
+    all_by_proxy = reach_of(reactor, Network(TOR, SocksMode.ALWAYS, HostMode.PUBLIC))
     for where in (location("1.1.1.1"), location("smp.example.com")):
         assert isinstance(all_by_proxy.endpoint(where), SocksEndpoint)
     assert connect(all_by_proxy, location("smp.example.com"), reactor) == []
@@ -102,19 +111,17 @@ def test_a_public_host_is_connected_to_directly_unless_all_go_through_the_proxy(
 def test_a_domain_is_resolved_and_its_addresses_are_checked() -> None:
     reactor = WatchedReactor()
     reactor.addresses = ["10.0.0.1", "127.0.0.1", "1.1.1.1"]
-    reach = Reach(reactor, Destinations())
+    reach = reach_of(reactor)
     assert connect(reach, location("smp.example.com"), reactor) == ["smp.example.com"]
     assert [client[0] for client in reactor.tcpClients] == ["1.1.1.1"]
     reactor = WatchedReactor()
     reactor.addresses = ["10.0.0.1", "127.0.0.1"]
-    assert connect(Reach(reactor, Destinations()), location("a.example.com"), reactor)
+    assert connect(reach_of(reactor), location("a.example.com"), reactor)
     assert reactor.tcpClients == []
 
 
 def test_a_required_kind_of_host_that_is_not_there() -> None:
-    reach = Reach(
-        WatchedReactor(), Destinations(), mode=HostMode.ONION_VIA_SOCKS, required=True, socks=SOCKS
-    )
+    reach = reach_of(WatchedReactor(), Network(TOR, SocksMode.ONION, required=True))
     with pytest.raises(UnreachableError) as caught:
         reach.endpoint(location("smp.example.com"))
     assert caught.value.error == NO_HOST
@@ -123,11 +130,20 @@ def test_a_required_kind_of_host_that_is_not_there() -> None:
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "٣"])
 def test_what_is_no_port(port: str) -> None:
     with pytest.raises(UnreachableError):
-        Reach(WatchedReactor(), Destinations()).endpoint(location("1.1.1.1", port=port))
+        reach_of(WatchedReactor()).endpoint(location("1.1.1.1", port=port))
 
 
 def test_what_is_refused_is_not_connected_to() -> None:
-    reach = Reach(WatchedReactor(), Destinations(refused_names=frozenset({"example.com"})))
+    refused = Destinations(refused_names=frozenset({"example.com"}))
+    reach = reach_of(WatchedReactor(), destinations=refused)
     for where in (location("smp.example.com"), location("127.0.0.1"), location("::1")):
         with pytest.raises(UnreachableError):
             reach.endpoint(where)
+
+
+def test_the_socks_proxy_may_be_where_relays_may_not() -> None:
+    reactor = WatchedReactor()
+    reactor.addresses = ["127.0.0.1"]
+    reach = reach_of(reactor, Network(SocksProxy.parse("localhost:9050"), SocksMode.ALWAYS))
+    assert connect(reach, location("smp.example.com"), reactor) == ["localhost"]
+    assert [client[:2] for client in reactor.tcpClients] == [("127.0.0.1", 9050)]

@@ -6,7 +6,8 @@ proxy only, never to the DNS.
 
 from __future__ import annotations
 
-import os
+import hmac
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,9 @@ from txsimplex.client.errors import NoWayError
 from txsimplex.client.socks import SocksCredentials, SocksEndpoint
 from txsimplex.keys import Random
 
+Isolation = Callable[[RelayLocation], SocksCredentials]
+"""The credentials for a connection to a relay, by which Tor keeps it apart from others."""
+
 _NAME_SIZE = 16
 
 
@@ -51,31 +55,37 @@ class Network:
 
     def protects(self, location: RelayLocation) -> bool:
         """Whether a direct connection hides the client's address from the relay."""
-        host = self._host(location)
-        return host is not None and self._through_socks(host)
+        host = self.host(location)
+        return host is not None and self.through_socks(host)
 
     def endpoint(
-        self, reactor: Any, location: RelayLocation, random: Random = os.urandom
+        self, reactor: Any, location: RelayLocation, isolation: Isolation
     ) -> IStreamClientEndpoint:
-        """Where to connect to for a relay. Raises `NoWayError`."""
-        host, port = self._host(location), port_of(location)
+        """Where to connect to for a relay. Raises `NoWayError`.
+
+        `isolation` says what a SOCKS proxy is told that is told nothing else.
+        """
+        host, port = self.host(location), port_of(location)
         if host is None:
             raise NoWayError("the relay has no host of the kind required")
         if not host.text.isascii():
             raise NoWayError("not a name of the DNS")
-        if self._through_socks(host):
+        if self.through_socks(host):
             assert self.socks is not None
             proxy = endpoint_of(reactor, self.socks.host, self.socks.port)
-            return SocksEndpoint(proxy, host.text, port, _credentials(self.socks, random))
+            credentials = _credentials(self.socks, location, isolation)
+            return SocksEndpoint(proxy, host.text, port, credentials)
         if host.is_onion:
             raise NoWayError("an onion service needs a SOCKS proxy")
         return endpoint_of(reactor, host, port)
 
-    def _host(self, location: RelayLocation) -> Host | None:
+    def host(self, location: RelayLocation) -> Host | None:
+        """The host of a relay that is connected to; None if none is of the kind required."""
         socks = self.socks is not None
         return choose_host(location.hosts, self.host_mode, socks=socks, required=self.required)
 
-    def _through_socks(self, host: Host) -> bool:
+    def through_socks(self, host: Host) -> bool:
+        """Whether a host is connected to by the SOCKS proxy."""
         return self.socks is not None and self.socks_mode.covers(host)
 
 
@@ -96,10 +106,24 @@ def endpoint_of(reactor: Any, host: Host, port: int) -> IStreamClientEndpoint:
     return HostnameEndpoint(reactor, host.text.encode("ascii"), port)
 
 
-def _credentials(socks: SocksProxy, random: Random) -> SocksCredentials | None:
+def for_each_connection(random: Random) -> Isolation:
+    """Another name for each connection: Tor gives each a circuit of its own."""
+    return lambda location: SocksCredentials(random(_NAME_SIZE).hex().encode("ascii"), b"")
+
+
+def for_each_relay(secret: bytes) -> Isolation:
+    """The same name for all connections to a relay, which says nothing to who has no `secret`."""
+
+    def credentials(location: RelayLocation) -> SocksCredentials:
+        name = hmac.digest(secret, location.encode(), "sha256").hex()
+        return SocksCredentials(name.encode("ascii"), b"relay")
+
+    return credentials
+
+
+def _credentials(
+    socks: SocksProxy, location: RelayLocation, isolation: Isolation
+) -> SocksCredentials | None:
     if isinstance(socks.auth, SocksLogin):
         return SocksCredentials(socks.auth.user.encode(), socks.auth.password.encode())
-    if socks.auth is SocksAuth.NONE:
-        return None
-    # Another name for each connection: Tor gives each a circuit of its own.
-    return SocksCredentials(random(_NAME_SIZE).hex().encode("ascii"), b"")
+    return None if socks.auth is SocksAuth.NONE else isolation(location)

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from txsimplex.addresses import DEFAULT_SMP_PORT, RelayLocation, ServerAddress
 from txsimplex.client.errors import DisconnectedError, HandshakeError, ProxyError
 from txsimplex.client.link import BROKER, VERSION
-from txsimplex.client.network import Network
+from txsimplex.client.network import Network, for_each_connection
 from txsimplex.client.proxied import ProxiedRelay, through
 from txsimplex.client.sending import SenderCommands
 from txsimplex.client.session import CONNECT_TIMEOUT
@@ -194,6 +194,7 @@ class Router:
         self._timeout = timeout
         self._command_timeout = command_timeout
         self._random = random
+        self._isolation = for_each_connection(random)
         self._closed = False
         self._clients: list[SMPClient] = []
         self._proxy = _Kept(self._connect_to_proxy)
@@ -245,7 +246,7 @@ class Router:
     async def _connect(self, location: RelayLocation) -> SMPClient:
         self._refuse_when_closed()
         client = await connect(
-            self._network.endpoint(self._reactor, location, self._random),
+            self._network.endpoint(self._reactor, location, self._isolation),
             location,
             timeout=self._timeout,
             command_timeout=self._command_timeout,

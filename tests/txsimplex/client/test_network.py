@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.testing import MemoryReactorClock
@@ -16,16 +18,20 @@ from txsimplex.addresses import (
     SocksProxy,
 )
 from txsimplex.client.errors import NoWayError
-from txsimplex.client.network import Network
+from txsimplex.client.network import Isolation, Network, for_each_connection, for_each_relay
 from txsimplex.client.socks import SocksEndpoint
 
 NAME = "a" * 56 + ".onion"
 TOR = SocksProxy()
+APART = for_each_connection(os.urandom)
 ONION_ONLY = Network(TOR, SocksMode.ONION)
 
 
 def at(*hosts: str, port: str = "") -> RelayLocation:
     return RelayLocation(tuple(map(Host.parse, hosts)), port, bytes(32))
+
+
+RELAY = at("127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_whether_the_address_is_protected(
 def test_the_endpoint_of_a_host(network: Network, hosts: list[str], kind: type) -> None:
     from twisted.internet import reactor
 
-    assert isinstance(network.endpoint(reactor, at(*hosts)), kind)
+    assert isinstance(network.endpoint(reactor, at(*hosts), APART), kind)
 
 
 @pytest.mark.parametrize("text", [NAME, NAME.upper(), NAME + ".", "x." + NAME, "ü.example.com"])
@@ -71,36 +77,46 @@ def test_names_that_never_go_to_the_dns(text: str) -> None:
     location = RelayLocation((Host(kind, text),), "", bytes(32))
     for mode in HostMode:
         with pytest.raises(NoWayError):
-            Network(host_mode=mode).endpoint(MemoryReactorClock(), location)
+            Network(host_mode=mode).endpoint(MemoryReactorClock(), location, APART)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "x", "٣"])
 def test_what_is_no_port(port: str) -> None:
     with pytest.raises(NoWayError):
-        Network().endpoint(MemoryReactorClock(), at("127.0.0.1", port=port))
+        Network().endpoint(MemoryReactorClock(), at("127.0.0.1", port=port), APART)
 
 
 def test_no_host_of_the_kind_required() -> None:
     network = Network(TOR, host_mode=HostMode.ONION, required=True)
     with pytest.raises(NoWayError):
-        network.endpoint(MemoryReactorClock(), at("example.com"))
+        network.endpoint(MemoryReactorClock(), at("example.com"), APART)
 
 
 def test_the_login_is_not_shown() -> None:
     assert "secret" not in repr(Network(SocksProxy.parse("user:secret@127.0.0.1:9050")))
 
 
-def credentials(socks: SocksProxy) -> bytes:
+def credentials(
+    socks: SocksProxy, isolation: Isolation = APART, location: RelayLocation = RELAY
+) -> bytes:
     """What the SOCKS proxy is sent first, and when it asks for a name."""
-    reactor = MemoryReactorClock()
-    endpoint = Network(socks).endpoint(reactor, at("127.0.0.1"))
+    endpoint = Network(socks).endpoint(MemoryReactorClock(), location, isolation)
     assert isinstance(endpoint, SocksEndpoint)
     given = endpoint._credentials
     return b"" if given is None else given.name + b":" + given.password
 
 
 def test_what_tor_keeps_connections_apart_by() -> None:
-    isolated = {credentials(TOR) for _ in range(5)}
-    assert len(isolated) == 5
-    assert credentials(SocksProxy(auth=SocksAuth.NONE)) == b""
-    assert credentials(SocksProxy.parse("user:secret@127.0.0.1:9050")) == b"user:secret"
+    assert len({credentials(TOR) for _ in range(5)}) == 5
+    for isolation in (APART, for_each_relay(b"secret")):
+        assert credentials(SocksProxy(auth=SocksAuth.NONE), isolation) == b""
+        login = SocksProxy.parse("user:secret@127.0.0.1:9050")
+        assert credentials(login, isolation) == b"user:secret"
+
+
+def test_what_tor_keeps_relays_apart_by() -> None:
+    one, other = for_each_relay(b"secret"), for_each_relay(b"another secret")
+    relays = (RELAY, at("127.0.0.1", port="5224"), at("127.0.0.2"))
+    names = {credentials(TOR, isolation, relay) for isolation in (one, other) for relay in relays}
+    assert len(names) == 6
+    assert all(credentials(TOR, one, relay) in names for relay in relays)
