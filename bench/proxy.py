@@ -1,9 +1,9 @@
 """Messages by way of a proxy: ``python -m bench.proxy`` (bench/README.md).
 
 Two relays, proxy and destination, with stores in memory. Senders in this process send messages of
-the greatest size through the proxy, each with some under way; then a few at a steady rate, once
-directly and once through the proxy, to see what that adds, and once more while others
-ask the proxy for relays that do not answer.
+the greatest size through the proxy, each with some under way; then a few at a steady rate, in
+turns: directly, through the proxy, to see what that adds, and through it while one in a hundred is
+for a relay that does not answer.
 
 With ``--destinations N`` it is measured instead what N destinations cost the proxy.
 """
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from statistics import median
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -24,7 +25,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from bench.destinations import Destinations
 from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
-from bench.percentiles import Durations
+from bench.percentiles import Durations, merged
 from bench.running import Cores, say
 from bench.server import Installation, Server
 from txsimplex.addresses import Host, RelayLocation
@@ -35,7 +36,7 @@ from txsimplex.client.smp import SMPClient, connect
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp import commands
 
-_QUICK: Final = {"seconds": 4.0, "latency_seconds": 3.0, "senders": 20}
+_QUICK: Final = {"seconds": 4.0, "latency_seconds": 4.0, "senders": 20, "turns": 2}
 _BODY: Final = 16048
 _LIMIT: Final = 30.0
 _PROXY: Final = {("proxy", "local_networks"): "on"}
@@ -157,11 +158,14 @@ class _Bench:
         self.reactor.callLater(max(0.0, seconds), done.callback, None)
         await done
 
-    async def ask_for_dead(self, client: SMPClient, port: int, until: Callable[[], bool]) -> int:
-        """Asks for relays that do not answer, one for each hundred messages; how many."""
+    async def ask_for_dead(self, port: int, until: Callable[[], bool]) -> int:
+        """Asks for relays that do not answer, once for each hundred messages; how often."""
         asked = 0
         while not until():
-            location = RelayLocation((Host.parse("127.0.0.1"),), str(port), os.urandom(32))
+            # The first one is the recipient's.
+            client = self.clients[1 + asked % self.options.senders]
+            which = (asked % self.options.dead).to_bytes(32, "big")
+            location = RelayLocation((Host.parse("127.0.0.1"),), str(port), which)
             waiting: Any = Deferred.fromCoroutine(client.request(commands.Prxy(location)))
             waiting.addErrback(lambda failure: failure.trap(ClientError))
             asked += 1
@@ -179,7 +183,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=positive, default=4, help="messages of each; default: 4")
     parser.add_argument("--seconds", type=float, default=10.0, help="under load; default: 10")
     parser.add_argument("--rate", type=float, default=100.0, help="messages/s after; default: 100")
-    parser.add_argument("--latency-seconds", type=float, default=10.0, help="default: 10")
+    parser.add_argument(
+        "--latency-seconds",
+        type=float,
+        default=10.0,
+        help="directly, by the proxy, and beside dead relays, for each; default: 10",
+    )
+    parser.add_argument(
+        "--dead", type=positive, default=10, help="so many relays do not answer; default: 10"
+    )
+    parser.add_argument("--turns", type=positive, default=5, help="of these; default: 5")
     parser.add_argument(
         "--destinations", type=positive, help="measure what so many cost, and nothing else"
     )
@@ -255,23 +268,37 @@ async def _run(bench: _Bench, proxy: Server, destination: Server, result: dict[s
 
 
 async def _latencies(bench: _Bench, result: dict[str, Any]) -> None:
-    seconds = bench.options.latency_seconds
-    say(f"latency at {bench.options.rate:g} messages/s, three times {seconds:g} s")
-    _note(result, "direct", await bench.latency(bench.direct, seconds))
-    _note(result, "proxied", await bench.latency(bench.senders, seconds))
-    ended = False
+    """By turns, since what else the machine does would otherwise be taken for a difference."""
+    options = bench.options
+    seconds = options.latency_seconds / options.turns
+    say(f"latency at {options.rate:g} messages/s, {options.turns} turns of {seconds:g} s for each")
+    turns: list[tuple[Durations, Durations, Durations]] = []
+    dead = 0
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as silent:
-        asking = Deferred.fromCoroutine(
-            bench.ask_for_dead(bench.clients[1], silent.getsockname()[1], lambda: ended)
-        )
-        _note(result, "beside_dead_relays", await bench.latency(bench.senders, seconds))
-        ended = True
-        result["dead_relays"] = await asking
+        port = silent.getsockname()[1]
+        for _ in range(options.turns):
+            direct = await bench.latency(bench.direct, seconds)
+            proxied = await bench.latency(bench.senders, seconds)
+            beside, asked = await _beside_dead(bench, port, seconds)
+            turns.append((direct, proxied, beside))
+            say("p99 " + ", ".join(f"{each.milliseconds(99)} ms" for each in turns[-1]))
+            dead += asked
+    names = ("direct", "proxied", "beside_dead_relays")
+    for name, parts in zip(names, zip(*turns, strict=True), strict=True):
+        times = merged(each.as_pairs() for each in parts)
+        result[f"{name}_p50_ms"] = times.milliseconds(50)
+        result[f"{name}_p99_ms"] = times.milliseconds(99)
+    result["dead_relays_asked_for"] = dead
+    ratios = [beside.percentile(99) / proxied.percentile(99) for _, proxied, beside in turns]
+    result["p99_beside_dead_relays_ratio"] = round(median(ratios), 3)
 
 
-def _note(result: dict[str, Any], name: str, times: Durations) -> None:
-    result[f"{name}_p50_ms"] = times.milliseconds(50)
-    result[f"{name}_p99_ms"] = times.milliseconds(99)
+async def _beside_dead(bench: _Bench, port: int, seconds: float) -> tuple[Durations, int]:
+    ended = False
+    asking = Deferred.fromCoroutine(bench.ask_for_dead(port, lambda: ended))
+    times = await bench.latency(bench.senders, seconds)
+    ended = True
+    return times, await asking
 
 
 if __name__ == "__main__":
