@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 import psycopg
 from psycopg import sql
 
-from bench.running import Process, children
+from bench.running import Process, children, interruptions_held
 
 SETTINGS: Final[Mapping[str, str]] = {
     "shared_buffers": "16MB",
@@ -314,14 +314,15 @@ class PostgresServer:
 
     def _make(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="postgres-", dir=self._parent)).resolve()
-        self._sweeper = subprocess.Popen(
-            ("sh", "-c", _SWEEP, "sh", str(self._directory)),
-            cwd="/",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with interruptions_held():
+            self._sweeper = subprocess.Popen(
+                ("sh", "-c", _SWEEP, "sh", str(self._directory)),
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         password = self._directory / "password"
         password.touch(0o600)
         password.write_text(self._passwords[ADMINISTRATOR])

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -130,11 +131,12 @@ class Process:
                 os._exit(1)
             os.sched_setaffinity(0, cores)
 
-        self.popen = subprocess.Popen(
-            arguments,
-            preexec_fn=prepare,  # noqa: PLW1509  (no other thread holds a lock it needs)
-            **{"cwd": ROOT, **options},
-        )
+        with interruptions_held():
+            self.popen = subprocess.Popen(
+                arguments,
+                preexec_fn=prepare,  # noqa: PLW1509  (no other thread holds a lock it needs)
+                **{"cwd": ROOT, **options},
+            )
 
     @property
     def pid(self) -> int:
@@ -171,13 +173,41 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
+class _Held:
+    """Whether interruptions wait, and for which: the last one, if any came."""
+
+    depth = 0
+    interruption: BaseException | None = None
+
+
+def _interrupt(interruption: BaseException) -> None:
+    if _Held.depth:
+        _Held.interruption = interruption
+    else:
+        raise interruption
+
+
+@contextmanager
+def interruptions_held() -> Iterator[None]:
+    """What SIGTERM and Ctrl-C raise comes at the end of the block.
+
+    For starting processes: what is raised in the callbacks that Python has for a fork is lost.
+    """
+    _Held.depth += 1
+    try:
+        yield
+    finally:
+        _Held.depth -= 1
+    if not _Held.depth and _Held.interruption is not None:
+        interruption, _Held.interruption = _Held.interruption, None
+        raise interruption
+
+
 def exit_on_sigterm() -> None:
     """Makes SIGTERM unwind the program like Ctrl-C, so that what was started is ended."""
-
-    def unwind(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, unwind)
+    signal.signal(signal.SIGTERM, lambda number, frame: _interrupt(SystemExit(128 + number)))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: _interrupt(KeyboardInterrupt()))
 
 
 def say(text: str) -> None:
