@@ -17,7 +17,7 @@ from zipfile import ZipFile
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("txsimplex", "smpd")
+PACKAGES = ("txsimplex", "smpd", "torcfg")
 SCRIPTS = ("run", "test", "tools/environment.sh", ".ci/run")
 
 MODULES = {
@@ -27,6 +27,7 @@ MODULES = {
     "cryptography": {"cryptography"},
     "PyNaCl": {"nacl"},
     "qrcode": {"qrcode"},
+    "txtorcon": {"txtorcon"},
     "psycopg": {"psycopg"},
 }
 """The modules that each dependency brings; zope.interface is Twisted's own language."""

@@ -21,7 +21,7 @@ case ${SIMPLEXD_DEPENDENCIES:=newest} in
         # Nothing that is there may get another version: Debian's packages stay Debian's.
         pip_options="--constraint $venv/constraints"
         packages="$packages python3-twisted python3-openssl python3-service-identity"
-        packages="$packages python3-cryptography python3-nacl python3-qrcode"
+        packages="$packages python3-cryptography python3-nacl python3-qrcode python3-txtorcon"
         # pip looks for it by the name in cryptography's metadata, and would bring its own.
         packages="$packages python3-cffi"
         packages="$packages python3-psycopg" ;;

@@ -1,0 +1,87 @@
+"""What an onion service is, and how tor is told (control-spec, ADD_ONION).
+
+command = add_onion(service, key, clients=())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from torcfg.onion_keys import OnionKey
+
+__all__ = ["OnionService", "ProofOfWork", "add_onion", "delete_onion"]
+
+_MOST_STREAMS: Final = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class ProofOfWork:
+    """How many requests a second tor takes before clients have to work: `rate`, at once `burst`."""
+
+    rate: int = 250
+    burst: int = 2500
+
+
+@dataclass(frozen=True, slots=True)
+class OnionService:
+    """Ports of an onion address, and where connections to each go.
+
+    `ports` has pairs of a port and a target: ``127.0.0.1:5223`` or ``unix:/run/smpd/onion``.
+    `streams` is the most that one circuit may have, 0 for any number; one more closes the circuit.
+    `single_hop` is for a tor that hides nothing of the service (HiddenServiceNonAnonymousMode).
+    """
+
+    ports: tuple[tuple[int, str], ...]
+    streams: int = 0
+    proof_of_work: ProofOfWork | None = None
+    single_hop: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what no command can say."""
+        if not self.ports:
+            raise ValueError("an onion service has a port")
+        for port, target in self.ports:
+            if not 0 < port < 65536:
+                raise ValueError(f"{port} is not a port")
+            if not target or not target.isprintable() or set(target) & set(' ",'):
+                raise ValueError("a target without spaces, quotation marks and commas")
+        if not 0 <= self.streams <= _MOST_STREAMS:
+            raise ValueError(f"{self.streams} streams are not 0 to {_MOST_STREAMS}")
+
+
+def add_onion(service: OnionService, key: OnionKey, clients: Sequence[str] = ()) -> str:
+    """The command that publishes a service until the control connection ends.
+
+    `clients` are public keys, in base32; without any everybody may connect. It has the secret key
+    in it: it must not be logged.
+    """
+    flags = [
+        name
+        for name, wanted in (
+            ("DiscardPK", True),
+            ("NonAnonymous", service.single_hop),
+            ("MaxStreamsCloseCircuit", bool(service.streams)),
+            ("V3Auth", bool(clients)),
+        )
+        if wanted
+    ]
+    words = ["ADD_ONION", key.for_control(), "Flags=" + ",".join(flags)]
+    work = service.proof_of_work
+    if work is not None:
+        words += [
+            "PoWDefensesEnabled=1",
+            f"PoWQueueRate={work.rate}",
+            f"PoWQueueBurst={work.burst}",
+        ]
+    if service.streams:
+        words.append(f"MaxStreams={service.streams}")
+    words += [f"Port={port},{target}" for port, target in service.ports]
+    words += [f"ClientAuthV3={client}" for client in clients]
+    return " ".join(words)
+
+
+def delete_onion(key: OnionKey) -> str:
+    """The command that takes a service back."""
+    return "DEL_ONION " + key.address.removesuffix(".onion")

@@ -1,0 +1,193 @@
+"""A tor of one's own: started, watched, and started again.
+
+Its control socket, cookie and data are in one directory, which nobody else may enter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.application.internet import backoffPolicy
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ProcessDone, ProcessExitedAlready
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+__all__ = ["TorProcess", "torrc"]
+
+END_TIME: Final = 10.0
+"""Seconds that tor has to end before it is killed."""
+_LONGEST_PATH: Final = 107
+"""Bytes of the path of a Unix socket."""
+_TORRC: Final = """\
+# Written at each start of the relay.
+DataDirectory {directory}/data
+ControlPort 0
+ControlSocket {directory}/control
+CookieAuthentication 1
+CookieAuthFile {directory}/control_auth_cookie
+SocksPort {socks}
+Log warn stdout
+ShutdownWaitLength 0
+RunAsDaemon 0
+"""
+_SINGLE_HOP: Final = "HiddenServiceNonAnonymousMode 1\nHiddenServiceSingleHopMode 1\n"
+_restart_delay: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
+_LASTED: Final = 60.0
+"""Seconds after which a tor that ends is not one that fails to start."""
+
+
+def torrc(directory: Path, *, socks: bool, single_hop: bool, more: Sequence[str] = ()) -> str:
+    """The configuration of a tor in `directory`.
+
+    With `socks` there is a SOCKS socket in it, too. `single_hop` lets tor hide nothing of
+    its onion services, and makes it useless for anything else. `more` are further lines.
+    Raises `ValueError` for a path that cannot be in it.
+    """
+    path = str(directory)
+    if not path.isprintable() or set(path) & set(' "#\\'):
+        raise ValueError("tor's directory has a character that a torrc cannot hold")
+    if len(os.fsencode(f"{path}/control")) > _LONGEST_PATH:
+        raise ValueError(f"tor's directory is longer than {_LONGEST_PATH - 8} bytes")
+    if socks and single_hop:
+        raise ValueError("a tor for single-hop services has no SOCKS port")
+    text = _TORRC.format(directory=path, socks=f"unix:{path}/socks" if socks else "0")
+    return text + (_SINGLE_HOP if single_hop else "") + "".join(f"{line}\n" for line in more)
+
+
+class TorProcess(Service):
+    """Runs `program` with its files in `directory`, which is made if it is not there.
+
+    Ends with the relay, however that ends: tor watches its process.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        directory: Path,
+        *,
+        program: str = "tor",
+        socks: bool = False,
+        single_hop: bool = False,
+        more: Sequence[str] = (),
+    ) -> None:
+        self._reactor = reactor
+        self.directory = directory.absolute()
+        self._program = program
+        self._torrc = torrc(self.directory, socks=socks, single_hop=single_hop, more=more)
+        self._transport: Any = None
+        self._again: IDelayedCall | None = None
+        self._kill: IDelayedCall | None = None
+        self._ended: Deferred[None] | None = None
+        self._failures = 0
+        self._started_at = 0.0
+
+    @property
+    def control(self) -> UNIXClientEndpoint:
+        """Where its control socket is."""
+        return UNIXClientEndpoint(self._reactor, str(self.directory / "control"))
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, None while there is none."""
+        return None if self._transport is None else self._transport.pid
+
+    def startService(self) -> None:
+        """Starts tor. Raises `OSError` when its files cannot be written."""
+        self._write_files()
+        super().startService()
+        self._start()
+
+    def stopService(self) -> Deferred[None] | None:
+        """Ends tor; done when it has ended."""
+        super().stopService()
+        if self._again is not None and self._again.active():
+            self._again.cancel()
+        if self._transport is None:
+            return None
+        self._ended = Deferred()
+        self._signal("TERM")
+        self._kill = self._reactor.callLater(END_TIME, self._signal, "KILL")
+        return self._ended
+
+    def _write_files(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.chmod(0o700)
+        path = self.directory / "torrc"
+        path.touch(0o600)
+        path.chmod(0o600)
+        path.write_text(self._torrc, encoding="utf-8")
+
+    def _start(self) -> None:
+        self._again = None
+        arguments = (
+            self._program,
+            *("-f", str(self.directory / "torrc"), "--defaults-torrc", "/nonexistent"),
+            *("__OwningControllerProcess", str(os.getpid())),
+        )
+        self._started_at = self._reactor.seconds()
+        try:
+            self._transport = self._reactor.spawnProcess(
+                _Watching(self), self._program, arguments, env={"PATH": os.environ.get("PATH", "")}
+            )
+        except OSError as error:
+            self._over(f"it cannot be started: {error}")
+
+    def _signal(self, name: str) -> None:
+        try:
+            self._transport.signalProcess(name)
+        except ProcessExitedAlready:
+            self.log.debug("tor has ended by itself")
+
+    def said(self, line: str) -> None:
+        """A line of tor's own log: warnings and errors only, in which it names no addresses."""
+        self.log.warn("tor: {line}", line=line)  # noqa: G010 (the name Twisted gives it)
+
+    def ended(self, reason: Failure) -> None:
+        """The process is over."""
+        self._transport = None
+        if self._kill is not None and self._kill.active():
+            self._kill.cancel()
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            ended.callback(None)
+            return
+        text = "it has ended" if reason.check(ProcessDone) else reason.getErrorMessage()
+        self._over(text)
+
+    def _over(self, reason: str) -> None:
+        if not self.running:
+            return
+        if self._reactor.seconds() - self._started_at > _LASTED:
+            self._failures = 0
+        delay = _restart_delay(self._failures)
+        self._failures += 1
+        self.log.error("tor: {reason}; it is started again", reason=reason)
+        self._again = self._reactor.callLater(delay, self._start)
+
+
+class _Watching(ProcessProtocol):
+    """Passes on what the process says, line by line."""
+
+    def __init__(self, tor: TorProcess) -> None:
+        self._tor = tor
+        self._part = b""
+
+    def outReceived(self, data: bytes) -> None:
+        *lines, self._part = (self._part + data).split(b"\n")
+        for line in lines:
+            self._tor.said(line.decode("utf-8", "replace").strip())
+
+    errReceived = outReceived
+
+    def processEnded(self, reason: Failure) -> None:
+        self._tor.ended(reason)
