@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from smpd.endpoints import ENDPOINTS, endpoint, endpoint_parts, onion_target, tcp_port
 from smpd.ini import (
     ConfigurationError,
     Document,
@@ -47,6 +48,8 @@ T = TypeVar("T")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PATH = Path("/etc/smpd/smpd.ini")
+OWN_TOR = "own"
+"""In the place of an endpoint: a tor that the relay runs itself."""
 LEAST_VERSION = 6
 MOST_VERSION = 18
 
@@ -54,46 +57,6 @@ _LONGEST = 1e9
 """No interval is longer: about 31 years, in seconds."""
 _SHORTEST = 0.01
 _MOST_PROCESSES = 64
-
-
-def _endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
-    """Kind, arguments and named arguments of an endpoint description, escapes resolved."""
-    parts: list[list[str]] = [[""]]
-    characters = iter(description)
-    for character in characters:
-        if character == ":":
-            parts.append([""])
-        elif character == "=" and len(parts[-1]) == 1:
-            parts[-1].append("")
-        else:
-            if character == "\\":
-                character = next(characters, "")
-            parts[-1][-1] += character
-    arguments = [part[0] for part in parts if len(part) == 1]
-    named = {part[0]: part[1] for part in parts if len(part) == 2}
-    return (arguments[0] if arguments else "", arguments[1:], named)
-
-
-_ENDPOINT = (
-    "one or more Twisted endpoint descriptions, such as tcp:5223, "
-    "tcp:5223:interface=\\:\\: or unix:/run/smpd.sock:mode=600"
-)
-
-
-def _endpoint(description: str) -> str:
-    """A description of where to listen; how far it is right is seen when it listens."""
-    kind, arguments, named = _endpoint_parts(description)
-    if kind in ("ssl", "tls"):
-        raise Refused((quoted(description), "tcp instead, since the relay does TLS itself"))
-    if not kind or not (arguments or named) or "" in (*arguments, *named, *named.values()):
-        raise Refused((quoted(description), None))
-    if kind in ("tcp", "tcp6"):
-        port = arguments[0] if arguments else named.get("port", "")
-        try:
-            whole_number(0, 65535).read(port)
-        except Refused:
-            raise Refused((quoted(description), "a port from 0 to 65535 after tcp:")) from None
-    return description
 
 
 def _each_once(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
@@ -133,6 +96,19 @@ def _read_password(text: str) -> bytes:
     if not 1 <= len(password) <= 255 or not is_password(password):
         raise Refused(("", None))
     return password
+
+
+def _read_control_password(text: str) -> str:
+    if not text.isprintable():
+        raise Refused(("", None))
+    return text
+
+
+def _port(text: str) -> int:
+    try:
+        return whole_number(1, 65535).read(text)
+    except Refused:
+        raise Refused((quoted(text), None)) from None
 
 
 def _read_database(text: str) -> str:
@@ -197,6 +173,8 @@ _SOCKS: Kind[SocksProxy] = Kind(
 _PASSWORD: Kind[bytes] = Kind(
     _read_password, "1 to 255 printable characters without spaces, @, : and /", secret=True
 )
+_CONTROL_PASSWORD: Kind[str] = Kind(_read_control_password, "printable characters", secret=True)
+_PORTS = "numbers of ports from 1 to 65535, such as 5223 443"
 _QUEUE_SIZE = whole_number(1, 65535)
 _INTERVAL = seconds(_SHORTEST, _LONGEST)
 
@@ -223,7 +201,7 @@ class ServerSettings:
     """
 
     listen: tuple[str, ...] = setting(
-        _at_least_one(_each_once(words(_endpoint, _ENDPOINT))), ("tcp:5223",)
+        _at_least_one(_each_once(words(endpoint, ENDPOINTS))), ("tcp:5223",)
     )
     hosts: tuple[Host, ...] = setting(_each_once(words(_host, _HOSTS)), ())
     certificate: Path = setting(_path(), Path("server.crt"))  # noqa: RUF009
@@ -239,14 +217,7 @@ class ServerSettings:
         """The port of the printed address: `address_port`, or that of the first TCP endpoint."""
         if self.address_port is not None:
             return self.address_port
-        return next((port for d in self.listen if (port := _tcp_port(d))), DEFAULT_SMP_PORT)
-
-
-def _tcp_port(description: str) -> int | None:
-    kind, arguments, named = _endpoint_parts(description)
-    if kind not in ("tcp", "tcp6"):
-        return None
-    return int(arguments[0] if arguments else named["port"])
+        return next((port for d in self.listen if (port := tcp_port(d))), DEFAULT_SMP_PORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +302,47 @@ class ProxySettings:
     retry_time: float = setting(seconds(0, 20), 0.0)
 
 
+def _decimal(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else -1
+
+
+def _read_control(text: str) -> str:
+    """Where tor's control socket or port is, as an endpoint, or `OWN_TOR`."""
+    kind, arguments, _ = endpoint_parts(text)
+    if text != OWN_TOR and (
+        {"unix": 1, "tcp": 2}.get(kind) != len(arguments)
+        or "" in arguments
+        or (kind == "tcp" and not 0 < _decimal(arguments[1]) < 65536)
+    ):
+        raise Refused((quoted(text), None))
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class TorSettings:
+    """`[tor]`: whether the relay is an onion service, and by which tor.
+
+    `control` is where that tor is told what to do, an endpoint, or `OWN_TOR`: the relay then runs
+    a tor with its files in `directory`, and further lines of its torrc in `include`.
+    `onion_ports` are those of the onion service, without any that of the address. A circuit may
+    have `most_streams` connections, 0 for any number.
+    """
+
+    onion: bool = setting(on_off(), False)
+    control: str = setting(
+        Kind(_read_control, f"unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or {OWN_TOR}"),
+        "unix:/run/tor/control",
+    )
+    directory: Path = setting(_path("a directory"), Path("tor"))  # noqa: RUF009
+    include: Path | None = setting(optional(_path()), None)  # noqa: RUF009
+    password: str | None = setting(optional(_CONTROL_PASSWORD), None)
+    onion_key: Path = setting(_path(), Path("onion.key"))  # noqa: RUF009
+    onion_ports: tuple[int, ...] = setting(_each_once(words(_port, _PORTS)), ())
+    most_streams: int = setting(whole_number(0, 65535), 0)
+    proof_of_work: bool = setting(on_off(), False)
+    single_hop: bool = setting(on_off(), False)
+
+
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
     """`[store]`: where queues and messages are kept; times in seconds.
@@ -363,19 +375,23 @@ class Settings:
     notifications: NotificationSettings = field(default_factory=NotificationSettings)
     inactive_clients: InactiveClientSettings = field(default_factory=InactiveClientSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
+    tor: TorSettings = field(default_factory=TorSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 
-    def address(self, key_hash: bytes) -> ServerAddress | None:
+    def address(self, key_hash: bytes, onion: Host | None = None) -> ServerAddress | None:
         """The relay's address with its password, None without hosts.
 
-        `key_hash` is the fingerprint of the relay's identity. The default port is
-        left out (smp-wire.md §13).
+        `key_hash` is the fingerprint of the relay's identity, `onion` its onion service, which
+        stands last. The default port is left out (smp-wire.md §13).
         """
-        if not self.server.hosts:
+        hosts = self.server.hosts
+        if onion is not None and onion not in hosts:
+            hosts = (*hosts, onion)
+        if not hosts:
             return None
         port = "" if self.server.port == DEFAULT_SMP_PORT else str(self.server.port)
         password = None if self.queues.password is None else self.queues.password.decode()
-        location = RelayLocation(self.server.hosts, port, key_hash)
+        location = RelayLocation(hosts, port, key_hash)
         return ServerAddress(Scheme.SMP, location, password)
 
 
@@ -395,15 +411,22 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     _check_versions(document, settings.protocol)
     _check_files(document, server)
     _check_processes(document, server)
+    _check_tor(document, settings)
     _check_store(document, settings.store)
     if document.faults:
         raise ConfigurationError(sorted(document.faults, key=lambda fault: fault.line or 0))
     paths = {name: directory / getattr(server, name) for name in _FILES}
-    store = settings.store
+    tor, store = settings.tor, settings.store
     snapshot = None if store.snapshot is None else directory / store.snapshot
     return replace(
         settings,
         server=replace(server, **paths),
+        tor=replace(
+            tor,
+            directory=directory / tor.directory,
+            include=None if tor.include is None else directory / tor.include,
+            onion_key=directory / tor.onion_key,
+        ),
         store=replace(store, path=directory / store.path, snapshot=snapshot),
     )
 
@@ -422,9 +445,21 @@ def load(path: Path) -> Settings:
 
 
 def _check_processes(document: Document, server: ServerSettings) -> None:
-    if server.processes > 1 and any(_tcp_port(each) == 0 for each in server.listen):
+    if server.processes > 1 and any(tcp_port(each) == 0 for each in server.listen):
         document.refuse(
             "server", "listen", "port 0", "a port that several processes can share", "processes"
+        )
+
+
+def _check_tor(document: Document, settings: Settings) -> None:
+    tor = settings.tor
+    if tor.onion and onion_target(settings.server.listen) is None:
+        document.refuse(
+            "server",
+            "listen",
+            "nothing that tor can connect to",
+            "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
+            "listen",
         )
 
 

@@ -41,6 +41,7 @@ from smpd.core import Edges
 from smpd.credentials import CredentialsError, read_identity
 from smpd.delays import delivery_delay
 from smpd.ini import ConfigurationError
+from smpd.onion import onion_host, onion_services
 from smpd.proxy import Proxy
 from smpd.proxying import make_proxy
 from smpd.relay import Relay
@@ -152,8 +153,16 @@ class RelayService(MultiService):
             self._store = open_store(self._settings.store, self._reactor)
         except StoreUnusable as error:
             raise SystemExit(str(error)) from None
+        try:
+            self._publish_onion()
+        except CredentialsError as error:
+            raise SystemExit(str(error)) from None
         self._assemble(self._store)
         super().startService()
+
+    def _publish_onion(self) -> None:
+        for service in onion_services(self._settings, self._reactor):
+            service.setServiceParent(self)
 
     def _assemble(self, store: Store) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
@@ -299,7 +308,8 @@ class Listener(Service):
         sessions = self._entrance.sessions
         if sessions is None:
             return
-        address = self._settings.address(sessions.identity.key_hash)
+        onion = onion_host(self._settings)
+        address = self._settings.address(sessions.identity.key_hash, onion)
         if address is None:
             self.log.warn(  # noqa: G010 (the name Twisted gives it)
                 "the configuration sets no hosts, so the relay has no address to give"

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
@@ -39,8 +39,6 @@ ANSWER_TIME: Final = 30.0
 BOOTSTRAP_INTERVAL: Final = 1.0
 _PROGRESS: Final = re.compile(r"\bPROGRESS=(\d+)")
 _retry_delay: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
-
-T = TypeVar("T")
 
 
 class State(Enum):
@@ -139,8 +137,7 @@ class OnionPublisher(Service):
         """Publishes, and stays until that has an end. Raises `_TroubleError`, always."""
         self._note(State.CONNECTING)
         protocol = await self._connect()
-        lost: Deferred[None] = Deferred()
-        protocol.when_disconnected().addBoth(lambda _: lost.called or lost.callback(None))
+        lost = _shielded(protocol.when_disconnected().addBoth(lambda _: None))
         try:
             await self._bootstrapped(protocol)
             await self._ask(protocol.add_event_listener("HS_DESC", self._descriptor))
@@ -157,7 +154,7 @@ class OnionPublisher(Service):
     async def _connect(self) -> TorControlProtocol:
         factory = TorProtocolFactory(password_function=lambda: self._password)
         try:
-            connecting = self._control.connect(factory)
+            connecting: Deferred[Any] = self._control.connect(factory)
             protocol: TorControlProtocol = await connecting.addTimeout(ANSWER_TIME, self._reactor)
         except (ConnectError, ConnectingCancelledError, OSError, TookTooLong) as error:
             raise _TroubleError(f"tor's control socket cannot be reached: {error}") from None
@@ -189,7 +186,7 @@ class OnionPublisher(Service):
         if f"ServiceID={name}" not in answer.split():
             raise _TroubleError("tor has published another address")
 
-    async def _ask(self, asked: Deferred[T]) -> T:
+    async def _ask(self, asked: Deferred[Any]) -> Any:
         """What tor answers. Raises `_TroubleError`, without what was asked: keys may be in it."""
         try:
             return await asked.addTimeout(ANSWER_TIME, self._reactor)

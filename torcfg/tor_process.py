@@ -6,7 +6,6 @@ Its control socket, cookie and data are in one directory, which nobody else may 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,28 +43,31 @@ _LASTED: Final = 60.0
 """Seconds after which a tor that ends is not one that fails to start."""
 
 
-def torrc(directory: Path, *, socks: bool, single_hop: bool, more: Sequence[str] = ()) -> str:
+def torrc(directory: Path, *, socks: bool, single_hop: bool, include: Path | None = None) -> str:
     """The configuration of a tor in `directory`.
 
     With `socks` there is a SOCKS socket in it, too. `single_hop` lets tor hide nothing of
-    its onion services, and makes it useless for anything else. `more` are further lines.
-    Raises `ValueError` for a path that cannot be in it.
+    its onion services, and makes it useless for anything else. `include` is a file with
+    further lines. Raises `ValueError` for a path that cannot be in it.
     """
     path = str(directory)
-    if not path.isprintable() or set(path) & set(' "#\\'):
-        raise ValueError("tor's directory has a character that a torrc cannot hold")
+    for each in (path, str(include or "")):
+        if not each.isprintable() or set(each) & set(' "#\\'):
+            raise ValueError(f"{each!r} has a character that a torrc cannot hold")
     if len(os.fsencode(f"{path}/control")) > _LONGEST_PATH:
-        raise ValueError(f"tor's directory is longer than {_LONGEST_PATH - 8} bytes")
+        raise ValueError(f"the path of tor's directory has more than {_LONGEST_PATH - 8} bytes")
     if socks and single_hop:
         raise ValueError("a tor for single-hop services has no SOCKS port")
     text = _TORRC.format(directory=path, socks=f"unix:{path}/socks" if socks else "0")
-    return text + (_SINGLE_HOP if single_hop else "") + "".join(f"{line}\n" for line in more)
+    included = "" if include is None else f"%include {include}\n"
+    return text + (_SINGLE_HOP if single_hop else "") + included
 
 
 class TorProcess(Service):
     """Runs `program` with its files in `directory`, which is made if it is not there.
 
-    Ends with the relay, however that ends: tor watches its process.
+    `include` is a file with further lines of its configuration, such as bridges. Ends with the
+    relay, however that ends: tor watches its process.
     """
 
     log = Logger()
@@ -78,12 +80,12 @@ class TorProcess(Service):
         program: str = "tor",
         socks: bool = False,
         single_hop: bool = False,
-        more: Sequence[str] = (),
+        include: Path | None = None,
     ) -> None:
         self._reactor = reactor
         self.directory = directory.absolute()
         self._program = program
-        self._torrc = torrc(self.directory, socks=socks, single_hop=single_hop, more=more)
+        self._torrc = torrc(self.directory, socks=socks, single_hop=single_hop, include=include)
         self._transport: Any = None
         self._again: IDelayedCall | None = None
         self._kill: IDelayedCall | None = None

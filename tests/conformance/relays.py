@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from tests import postgres
 from tests.conformance import ROOT
@@ -165,7 +165,7 @@ class RelayProcess(ConfiguredRelay):
 
     # -- starting and ending
 
-    def start(self) -> RelayProcess:
+    def start(self) -> Self:
         """Starts the process and waits until it listens, each time on another port."""
         for attempt in range(1, _ATTEMPTS + 1):
             self.port = _free_port()
@@ -228,7 +228,7 @@ class RelayProcess(ConfiguredRelay):
         finally:
             self._process = None
 
-    def __enter__(self) -> RelayProcess:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *exception: object) -> None:

@@ -1,7 +1,7 @@
 """A Tor network on this machine, for tests: directory authorities and relays, all on 127.0.0.1.
 
     with TorNetwork(directory) as network:
-        tor = TorProcess(reactor, path, socks=True, more=network.lines)
+        tor = TorProcess(reactor, path, socks=True, include=network.torrc)
 
 Each tor is told of these authorities before it runs, and of no other, so none ever knows an address
 outside of this machine. It takes about half a minute until all know each other.
@@ -190,7 +190,7 @@ class _Node:
 class TorNetwork:
     """A context manager: the network is there inside of the block. Raises `TorMissingError`.
 
-    `lines` are those of a torrc for who uses it.
+    `torrc` is a file with the lines of a torrc for who uses it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -206,19 +206,20 @@ class TorNetwork:
             *self._authorities,
             *(_Node(directory / f"relay{number}", next(ports)) for number in range(RELAYS)),
         ]
-        self.lines: list[str] = []
+        self.torrc = directory / "torrc"
 
     def __enter__(self) -> TorNetwork:
         with ThreadPoolExecutor() as threads:
             list(threads.map(_Node.make_keys, self._authorities))
-        self.lines = [*_ANY.splitlines(), *(each.line for each in self._authorities)]
+        lines = [*_ANY.splitlines(), *(each.line for each in self._authorities)]
+        self.torrc.write_text("".join(f"{line}\n" for line in lines))
         # Right after a vote: so relays have most time to be known at the next one. What misses
         # that is known a whole interval later.
         time.sleep((_FIRST_VOTE - _VOTE_LEAD + 0.3 - time.time()) % _FIRST_VOTE)
         with ExitStack() as stack:
             for node in self._nodes:
                 stack.callback(node.end)
-                node.start(self.lines)
+                node.start(lines)
             self._wait_until_ready()
             self._ending = stack.pop_all()
         return self

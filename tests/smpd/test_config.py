@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from smpd.config import Settings, load, parse
+from smpd.endpoints import onion_target
 from smpd.ini import ConfigurationError, Fault
 from txsimplex.addresses import Host, HostKind, ServerAddress, SocksAuth, SocksLogin, SocksProxy
 
@@ -99,6 +100,17 @@ def test_every_key_can_be_set() -> None:
         [proxy]
         enabled = off
         retry_time = 7.5
+        [tor]
+        onion = on
+        control = own
+        password = it's a secret
+        directory = /var/lib/smpd/tor
+        include = bridges
+        onion_key = keys/onion
+        onion_ports = 5223 443
+        most_streams = 64
+        proof_of_work = on
+        single_hop = on
         [store]
         kind = memory
         path = /var/lib/smpd
@@ -129,6 +141,11 @@ def test_every_key_can_be_set() -> None:
     assert (n.delivery_interval, n.ttl, n.expiry_interval) == (0.1, 10.0, 20.0)
     i = s.inactive_clients
     assert (i.disconnect, i.ttl, i.check_interval) == (False, 1.0, 2.0)
+    assert (s.tor.onion, s.tor.control, s.tor.password) == (True, "own", "it's a secret")
+    assert s.tor.include == HERE / "bridges"
+    assert (s.tor.directory, s.tor.onion_key) == (Path("/var/lib/smpd/tor"), HERE / "keys/onion")
+    assert (s.tor.onion_ports, s.tor.most_streams) == ((5223, 443), 64)
+    assert (s.tor.proof_of_work, s.tor.single_hop) == (True, True)
     assert (s.store.kind, s.store.path) == ("memory", Path("/var/lib/smpd"))
     assert (s.store.commit_interval, s.store.cached_queues) == (0.001, 100)
     assert (s.store.answer_timeout, s.store.snapshot) == (0.5, HERE / "saved")
@@ -167,6 +184,9 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
     assert "[queues] password" in fault(f"[queues]\npassword = {bad}")
 
 
+CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
+
+
 @pytest.mark.parametrize(
     ("key", "bad", "allowed"),
     [
@@ -194,6 +214,13 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
         ("proxy.enabled", "yes", "on or off"),
         ("proxy.host_mode", "both", "public or onion"),
         ("proxy.own_domains", "a_b..", "domain names, such as example.com"),
+        ("tor.onion", "yes", "on or off"),
+        ("tor.control", "unix:", CONTROL),
+        ("tor.control", "tcp:localhost", CONTROL),
+        ("tor.control", "tcp:localhost:0", CONTROL),
+        ("tor.control", "9051", CONTROL),
+        ("tor.onion_ports", "0", "numbers of ports from 1 to 65535, such as 5223 443"),
+        ("tor.most_streams", "65536", "a whole number from 0 to 65535"),
         ("store.kind", "mysql", "sqlite or postgres or memory"),
         ("store.path", "", "the path of a directory, from the configuration's own directory"),
         ("store.commit_interval", "0", "seconds from 0.001 to 1, such as 90 or 1.5"),
@@ -328,7 +355,7 @@ ignored = 1
         ),
         (
             "smpd.ini, line 12: [Queues]: found an unknown section; allowed: server, "
-            "protocol, queues, delivery, notifications, inactive_clients, proxy, store "
+            "protocol, queues, delivery, notifications, inactive_clients, proxy, tor, store "
             "(did you mean queues?)."
         ),
         (
@@ -554,3 +581,46 @@ def test_what_is_no_socks_proxy(bad: str) -> None:
         "smpd.ini, line 2: [proxy] socks_proxy: found a value that is not shown; allowed: "
         "nothing, or host:port, user:password@host:port or @host:port."
     )
+
+
+@pytest.mark.parametrize(
+    ("listen", "target"),
+    [
+        ("tcp:5223", "127.0.0.1:5223"),
+        ("tcp6:5223", "127.0.0.1:5223"),
+        ("tcp:5223:interface=0.0.0.0", "127.0.0.1:5223"),
+        ("tcp:5223:interface=\\:\\:", "127.0.0.1:5223"),
+        ("tcp:5223:interface=192.0.2.7 tcp:443", "192.0.2.7:5223"),
+        ("tcp:5223:interface=\\:\\:1", "[::1]:5223"),
+        ("tcp:5223 unix:/run/smpd/onion:mode=660", "unix:/run/smpd/onion"),
+        ("unix:address=/run/smpd/onion", "unix:/run/smpd/onion"),
+        ("tcp:0 tcp:443", "127.0.0.1:443"),
+    ],
+)
+def test_where_tor_connects_to(listen: str, target: str) -> None:
+    given = settings(f"[server]\nlisten = {listen}\n[tor]\nonion = on")
+    assert onion_target(given.server.listen) == target
+
+
+@pytest.mark.parametrize("listen", ["tcp:0", "unix:onion", "systemd:domain=INET:index=0"])
+def test_an_onion_service_of_what_tor_cannot_connect_to(listen: str) -> None:
+    assert fault(f"[tor]\nonion = on\n[server]\nlisten = {listen}") == (
+        "smpd.ini, line 4: [server] listen: found nothing that tor can connect to; allowed: a tcp "
+        "endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]."
+    )
+    assert settings(f"[server]\nlisten = {listen}").tor.onion is False
+
+
+def test_the_onion_service_is_the_last_host_of_the_address() -> None:
+    onion = Host.parse("a" * 56 + ".onion")
+    key_hash = bytes(32)
+    both = settings("[server]\nhosts = smp.example.com").address(key_hash, onion)
+    assert both is not None
+    assert [str(host) for host in both.location.hosts] == ["smp.example.com", str(onion)]
+    only = settings("").address(key_hash, onion)
+    assert only is not None
+    assert only.location.hosts == (onion,)
+    twice = settings(f"[server]\nhosts = {onion} smp.example.com").address(key_hash, onion)
+    assert twice is not None
+    assert twice.location.hosts == (onion, Host.parse("smp.example.com"))
+    assert settings("").address(key_hash) is None

@@ -1,4 +1,4 @@
-"""The configuration of a tor of one's own; tests/e2e/test_onion_services.py runs it."""
+"""The configuration of a tor of one's own; test_reached_by_tor.py runs it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_a_tor_that_reaches_others_too() -> None:
 
 
 def test_a_tor_that_hides_nothing() -> None:
-    text = torrc(HERE, socks=False, single_hop=True, more=["NumCPUs 1"])
+    text = torrc(HERE, socks=False, single_hop=True, include=Path("/etc/smpd/torrc"))
     assert text.endswith(
-        "HiddenServiceNonAnonymousMode 1\nHiddenServiceSingleHopMode 1\nNumCPUs 1\n"
+        "HiddenServiceNonAnonymousMode 1\nHiddenServiceSingleHopMode 1\n%include /etc/smpd/torrc\n"
     )
     with pytest.raises(ValueError, match="no SOCKS port"):
         torrc(HERE, socks=True, single_hop=True)
@@ -36,5 +36,10 @@ def test_a_tor_that_hides_nothing() -> None:
     "path", ["/a b", '/"a"', "/a#b", "/a\\b", "/a\nLog debug", "/" + "a" * 100]
 )
 def test_places_that_a_torrc_cannot_hold(path: str) -> None:
-    with pytest.raises(ValueError, match="tor's directory"):
+    with pytest.raises(ValueError, match=r"a torrc cannot hold|has more than 99 bytes"):
         torrc(Path(path), socks=False, single_hop=False)
+
+
+def test_further_lines_that_a_torrc_cannot_name() -> None:
+    with pytest.raises(ValueError, match="a torrc cannot hold"):
+        torrc(HERE, socks=False, single_hop=False, include=Path("/etc/my torrc"))

@@ -6,7 +6,8 @@ import base64
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,16 +18,22 @@ import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.threads import deferToThread
 from txtorcon.torcontrolprotocol import TorControlProtocol, TorProtocolFactory
 
+from bench.running import children
+from tests.conformance import ROOT
 from tests.conformance.clients import (
+    Connection,
     GetRelay,
     Relay,
+    close_all,
     deliver,
     make_secured_queue,
     pause,
     soon,
 )
+from tests.conformance.relays import Credentials, RelayFailedError, RelayProcess, Settings
 from tests.conftest import IN_CI
 from tests.e2e.tor_network import TorMissingError, TorNetwork
 from torcfg.client_keys import ClientKey
@@ -34,11 +41,19 @@ from torcfg.onion_keys import OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
 from torcfg.publishing import OnionPublisher, State, Status
 from torcfg.tor_process import TorProcess
-from txsimplex.addresses import Host
+from txsimplex.addresses import Host, ServerAddress
+from txsimplex.client.errors import DisconnectedError
 from txsimplex.client.smp import SMPClient, connect
-from txsimplex.client.socks import SocksCredentials, SocksEndpoint, SocksError
+from txsimplex.client.socks import SocksCredentials, SocksEndpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # txtorcon leaves closing it to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed file.*control_auth_cookie:ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:twisted.internet.defer.Deferred.callbacks:DeprecationWarning"
+    ),
+]
 
 PORT: Final = 5223
 REACHED: Final = 60.0
@@ -79,14 +94,14 @@ def running(tor: TorProcess) -> Iterator[TorProcess]:
 def host(network: TorNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorProcess]:
     """The tor of the services."""
     directory = tmp_path_factory.mktemp("tor") / "host"
-    yield from running(TorProcess(reactor(), directory, more=network.lines))
+    yield from running(TorProcess(reactor(), directory, include=network.torrc))
 
 
 @pytest.fixture(scope="module")
 def user(network: TorNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorProcess]:
     """The tor of the clients."""
     directory = tmp_path_factory.mktemp("tor") / "user"
-    yield from running(TorProcess(reactor(), directory, socks=True, more=network.lines))
+    yield from running(TorProcess(reactor(), directory, socks=True, include=network.torrc))
 
 
 @dataclass
@@ -139,7 +154,7 @@ def through_tor(user: TorProcess, address: str) -> SocksEndpoint:
 async def reach(user: TorProcess, relay: Relay, address: str) -> SMPClient:
     """A client that has connected to the relay by its onion service."""
     location = replace(relay.process.location, hosts=(Host.parse(address),), port=str(PORT))
-    client = await soon(
+    client: SMPClient = await soon(
         connect(through_tor(user, address), location, timeout=REACHED, command_timeout=REACHED),
         REACHED,
     )
@@ -152,6 +167,21 @@ async def works(user: TorProcess, relay: Relay, address: str) -> None:
     recipient, sender = [await reach(user, relay, address) for _ in range(2)]
     queue, key = await make_secured_queue(recipient)
     await deliver(sender, recipient, queue, key)
+
+
+async def works_soon(user: TorProcess, relay: Relay, address: str) -> None:
+    """The same, for who may have to try again: tor remembers what it could not read."""
+    waited = 0.0
+    while True:
+        try:
+            await works(user, relay, address)
+        except DisconnectedError:
+            if waited >= REACHED:
+                raise
+            await pause(0.5)
+            waited += 0.5
+        else:
+            return
 
 
 @ensureDeferred
@@ -242,11 +272,14 @@ async def test_clients_that_are_authorized(
     """Only those with a key; who is removed does not get in any more."""
     keys = {name: ClientKey.generate(os.urandom) for name in ("alice", "bob")}
     allowed = ["alice"]
-    options = {"clients": lambda: [keys[name].public for name in allowed]}
-    async with publish(host, target(relay), **options) as service:
+
+    def clients() -> list[str]:
+        return [keys[name].public for name in allowed]
+
+    async with publish(host, target(relay), clients=clients) as service:
         await service.becomes(State.PUBLISHED)
         address = service.key.address
-        with pytest.raises(SocksError):
+        with pytest.raises(DisconnectedError, match="SocksError"):
             await reach(user, relay, address)
         control = await control_of(user)
         name = address.removesuffix(".onion")
@@ -254,30 +287,149 @@ async def test_clients_that_are_authorized(
         async def use(client: str) -> None:
             secret = base64.b64encode(keys[client].secret).decode()
             await control.queue_command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{secret}")
-            # Tor remembers for a while that it could not read the descriptor.
-            await control.queue_command("SIGNAL NEWNYM")
 
         await use("alice")
-        await works(user, relay, address)
+        await works_soon(user, relay, address)
         said = len(service.said)
         allowed[:] = ["bob"]
         await service.publisher.republish()
         await service.becomes(State.PUBLISHED, said)
         await control.queue_command("SIGNAL NEWNYM")
-        with pytest.raises(SocksError):
+        with pytest.raises(DisconnectedError, match="SocksError"):
             await reach(user, relay, address)
         await use("bob")
-        await works(user, relay, address)
+        await works_soon(user, relay, address)
         control.transport.abortConnection()
+
+
+# -- relays that publish themselves
+
+
+class OnionRelay(RelayProcess):
+    """A relay that is an onion service, and listens on no TCP port."""
+
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        super().__init__(directory, Credentials.make(), {"tor.onion": "on", **settings})
+        self.socket = directory / "onion"
+
+    def write_configuration(self) -> Path:
+        """With a Unix socket in the place of the port, and without hosts."""
+        path = super().write_configuration()
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if not line.startswith(("listen =", "hosts ="))]
+        kept.insert(kept.index("[server]") + 1, f"listen = unix:{self.socket}:mode=600")
+        path.write_text("".join(f"{line}\n" for line in kept))
+        return path
+
+    @property
+    def onion(self) -> Host:
+        """The host that the relay has told of last."""
+        *_, line = (line for line in self.log.splitlines() if "SMP relay ready" in line)
+        (host,) = ServerAddress.parse(line.split()[-1]).location.hosts
+        return host
+
+    @property
+    def listening(self) -> set[str]:
+        """Inodes of TCP sockets on which it, or what it has started, listens."""
+        pids = [self.pid, *children(self.pid)]
+        own = {str(fd.readlink()) for pid in pids for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        rows = [
+            row.split()
+            for name in ("tcp", "tcp6")
+            for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        ]
+        return {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"} & own
+
+
+@ensureDeferred
+async def test_a_relay_without_any_tcp_port(
+    network: TorNetwork, user: TorProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It runs its own tor; stopped and started again, it has its address again."""
+    directory = tmp_path_factory.mktemp("relay")
+    settings = {"tor.control": "own", "tor.include": network.torrc}
+    connections: list[Connection] = []
+    with OnionRelay(directory, settings) as process:
+        relay = Relay(process, connections)
+        onion = process.onion
+        await works_soon(user, relay, onion.text)
+        assert process.listening == set()
+        (tor,) = [pid for pid in children(process.pid) if "tor" in comm(pid)]
+        await close_all(connections)
+        await deferToThread(process.end)
+        assert not Path(f"/proc/{tor}").exists()
+        await deferToThread(process.start)
+        assert process.onion == onion
+        await works_soon(user, relay, onion.text)
+        await close_all(connections)
+        # Killed, it leaves no tor behind.
+        (tor,) = [pid for pid in children(process.pid) if "tor" in comm(pid)]
+        await deferToThread(process.end, signal.SIGKILL)
+        waited = 0.0
+        while Path(f"/proc/{tor}").exists():
+            assert waited < REACHED
+            await pause(0.5)
+            waited += 0.5
+
+
+def comm(pid: int) -> str:
+    """The name of a process."""
+    return Path(f"/proc/{pid}/comm").read_text()
+
+
+@ensureDeferred
+async def test_a_relay_on_a_tor_that_is_there(
+    host: TorProcess, user: TorProcess, tmp_path: Path
+) -> None:
+    """As with Debian's tor; with edge processes, too, whose socket tor connects to."""
+    settings = {"tor.control": f"unix:{host.directory}/control", "server.processes": 2}
+    connections: list[Connection] = []
+    with OnionRelay(tmp_path, settings) as process:
+        await works_soon(user, Relay(process, connections), process.onion.text)
+        assert (tmp_path / "onion.key").stat().st_mode & 0o777 == 0o600
+        assert process.onion.text == OnionKey.decode((tmp_path / "onion.key").read_bytes()).address
+        printed = await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "address")
+        assert ServerAddress.parse(printed.strip()).location.hosts == (process.onion,)
+        assert not any(line in process.log for line in ("ADD_ONION", "ED25519-V3"))
+        await close_all(connections)
+
+
+def smpctl(*arguments: str) -> str:
+    """What smpctl says."""
+    command = (sys.executable, "-c", "import smpd.ctl, sys; sys.exit(smpd.ctl.main())", *arguments)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@ensureDeferred
+async def test_a_key_that_cannot_be_used(tmp_path: Path) -> None:
+    """The relay does not start with another one: the address would be lost."""
+    key = tmp_path / "onion.key"
+    key.touch(0o600)
+    for content, mode, says in (
+        (b"nonsense", 0o600, "cannot be used: not a file hs_ed25519_secret_key of tor"),
+        (OnionKey.generate(os.urandom).encode(), 0o640, "may be read by others"),
+    ):
+        key.write_bytes(content)
+        key.chmod(mode)
+        with pytest.raises(RelayFailedError, match=says):
+            await deferToThread(OnionRelay(tmp_path, {}).start)
+        assert key.read_bytes() == content
 
 
 # -- tors that do not publish anything
 
 
+def without_network(directory: Path, *more: str) -> Path:
+    """Further lines for a tor, beside its directory."""
+    path = directory.with_suffix(".torrc")
+    path.write_text("".join(f"{line}\n" for line in ("DisableNetwork 1", *more)))
+    return path
+
+
 @asynccontextmanager
 async def alone(directory: Path, *more: str) -> AsyncIterator[TorProcess]:
     """A tor without any network."""
-    tor = TorProcess(reactor(), directory, more=["DisableNetwork 1", *more])
+    tor = TorProcess(reactor(), directory, include=without_network(directory, *more))
     tor.startService()
     try:
         yield tor
@@ -313,7 +465,7 @@ async def test_a_tor_without_a_network(tmp_path: Path) -> None:
 @ensureDeferred
 async def test_there_is_no_tor(tmp_path: Path) -> None:
     """It is said once, and tried again."""
-    tor = TorProcess(reactor(), tmp_path / "tor", more=["DisableNetwork 1"])
+    tor = TorProcess(reactor(), tmp_path / "tor", include=without_network(tmp_path / "tor"))
     async with publish(tor, NOWHERE) as service:
         await service.becomes(State.AWAY)
         assert "control socket cannot be reached" in service.publisher.status.detail
@@ -347,10 +499,15 @@ async def test_a_password(tmp_path: Path, given: str | None, *, gets_in: bool) -
 @pytest.mark.usefixtures("need_tor")
 @ensureDeferred
 async def test_a_tor_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
-    tor = TorProcess(reactor(), tmp_path / "tor", more=["NoSuchOption 1"])
     lines: list[str] = []
-    said: Callable[[str], None] = lines.append
-    tor.said = said  # type: ignore[method-assign]
+
+    class Watched(TorProcess):
+        def said(self, line: str) -> None:
+            lines.append(line)
+
+    tor = Watched(
+        reactor(), tmp_path / "tor", include=without_network(tmp_path / "tor", "NoSuchOption 1")
+    )
     tor.startService()
     while sum("NoSuchOption" in line for line in lines) < 2:
         await pause(0.05)

@@ -1,0 +1,74 @@
+"""Twisted's endpoint descriptions, as they stand in the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from smpd.ini import Refused, quoted, whole_number
+
+
+def endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
+    """Kind, arguments and named arguments of an endpoint description, escapes resolved."""
+    parts: list[list[str]] = [[""]]
+    characters = iter(description)
+    for character in characters:
+        if character == ":":
+            parts.append([""])
+        elif character == "=" and len(parts[-1]) == 1:
+            parts[-1].append("")
+        else:
+            if character == "\\":
+                character = next(characters, "")
+            parts[-1][-1] += character
+    arguments = [part[0] for part in parts if len(part) == 1]
+    named = {part[0]: part[1] for part in parts if len(part) == 2}
+    return (arguments[0] if arguments else "", arguments[1:], named)
+
+
+ENDPOINTS = (
+    "one or more Twisted endpoint descriptions, such as tcp:5223, "
+    "tcp:5223:interface=\\:\\: or unix:/run/smpd.sock:mode=600"
+)
+
+
+def endpoint(description: str) -> str:
+    """A description of where to listen; how far it is right is seen when it listens."""
+    kind, arguments, named = endpoint_parts(description)
+    if kind in ("ssl", "tls"):
+        raise Refused((quoted(description), "tcp instead, since the relay does TLS itself"))
+    if not kind or not (arguments or named) or "" in (*arguments, *named, *named.values()):
+        raise Refused((quoted(description), None))
+    if kind in ("tcp", "tcp6"):
+        port = arguments[0] if arguments else named.get("port", "")
+        try:
+            whole_number(0, 65535).read(port)
+        except Refused:
+            raise Refused((quoted(description), "a port from 0 to 65535 after tcp:")) from None
+    return description
+
+
+def tcp_port(description: str) -> int | None:
+    """The port of a TCP endpoint; None for what is none."""
+    kind, arguments, named = endpoint_parts(description)
+    if kind not in ("tcp", "tcp6"):
+        return None
+    return int(arguments[0] if arguments else named["port"])
+
+
+def onion_target(listen: Sequence[str]) -> str | None:
+    """Where tor connects to for an onion service: the first Unix socket, or TCP port.
+
+    As tor has it; None when there is nothing of that kind.
+    """
+    for description in sorted(listen, key=lambda each: not each.startswith("unix:")):
+        kind, arguments, named = endpoint_parts(description)
+        if kind == "unix":
+            path = arguments[0] if arguments else named.get("address", "")
+            if path.startswith("/") and path.isprintable() and not set(path) & set(' ",'):
+                return f"unix:{path}"
+        elif port := tcp_port(description):
+            interface = named.get("interface", arguments[1] if len(arguments) > 1 else "")
+            if interface in ("", "0.0.0.0", "::"):  # noqa: S104 - nothing is bound here
+                interface = "127.0.0.1"
+            return f"[{interface}]:{port}" if ":" in interface else f"{interface}:{port}"
+    return None
