@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
@@ -22,9 +23,15 @@ from txsimplex.addresses import Host
 def read_onion_key(settings: Settings) -> OnionKey:
     """The key of the onion service. Raises `CredentialsError`."""
     path = settings.tor.onion_key
+    key = read_key_file(path)
+    if path.stat().st_mode & 0o077:
+        raise CredentialsError(f"{path} may be read by others: make its mode 600")
+    return key
+
+
+def read_key_file(path: Path) -> OnionKey:
+    """The key in a file of tor. Raises `CredentialsError`."""
     try:
-        if path.stat().st_mode & 0o077:
-            raise CredentialsError(f"{path} may be read by others: make its mode 600")
         return OnionKey.decode(path.read_bytes())
     except OSError as error:
         raise CredentialsError(f"{path} cannot be read: {error.strerror}") from None

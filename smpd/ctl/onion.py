@@ -1,0 +1,141 @@
+"""`smpctl onion`: the key of the relay's onion service, which its name is made of."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from smpd.config import Settings, load
+from smpd.credentials import PRIVATE, create, replace
+from smpd.ctl.configuration import add_configuration_to
+from smpd.ctl.errors import CommandError
+from smpd.onion import read_key_file, read_onion_key
+from torcfg.onion_keys import OnionKey
+
+_KEY_FILE = "hs_ed25519_secret_key"
+
+_EXAMPLES = """\
+examples:
+  smpctl onion new
+  smpctl onion show
+  smpctl onion restore /var/lib/tor/simplex-smp
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Adds the subcommand to the command line."""
+    command = commands.add_parser(
+        "onion",
+        help="look after the key of the onion service",
+        description="Shows, makes, saves and brings back the key of the relay's onion service. "
+        "Whoever has the key has the name. What is changed takes effect when the relay starts.",
+        epilog=_EXAMPLES,
+    )
+    actions = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for each in _ACTIONS:
+        action = actions.add_parser(
+            each.name,
+            help=each.summary,
+            description=each.description,
+            epilog=f"examples:\n  smpctl onion {each.name}{each.example}",
+        )
+        if each.path is not None:
+            action.add_argument("path", type=Path, metavar="PATH", help=each.path)
+        add_configuration_to(action)
+        action.set_defaults(command=each.run)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    print(read_onion_key(load(arguments.config)).address)
+
+
+def _new(arguments: argparse.Namespace) -> None:
+    _bring_in(load(arguments.config), OnionKey.generate(os.urandom))
+
+
+def _bring_in(settings: Settings, key: OnionKey) -> None:
+    path = settings.tor.onion_key
+    try:
+        create(path, key.encode(), PRIVATE)
+    except FileExistsError:
+        if read_onion_key(settings) != key:
+            raise CommandError(
+                f"{path} is there already, and no key is overwritten (see smpctl onion rotate)"
+            ) from None
+    print(key.address)
+
+
+def _backup(arguments: argparse.Namespace) -> None:
+    key = read_onion_key(load(arguments.config))
+    try:
+        create(arguments.path, key.encode(), PRIVATE)
+    except FileExistsError:
+        raise CommandError(f"{arguments.path} is there already") from None
+    print(key.address)
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    path: Path = arguments.path
+    key = read_key_file(path / _KEY_FILE if path.is_dir() else path)
+    _bring_in(load(arguments.config), key)
+
+
+def _rotate(arguments: argparse.Namespace) -> None:
+    settings = load(arguments.config)
+    path, former = settings.tor.onion_key, read_onion_key(settings)
+    kept = path.with_name(f"{path.name}.{former.address[:8]}")
+    try:
+        create(kept, former.encode(), PRIVATE)
+    except FileExistsError:
+        if read_key_file(kept) != former:
+            raise CommandError(f"{kept} is there already, with another key") from None
+    key = OnionKey.generate(os.urandom)
+    replace(path, key.encode(), PRIVATE)
+    print(key.address)
+
+
+class _Action(NamedTuple):
+    """A command, and what its help says; `path` is what its argument is, None for none."""
+
+    name: str
+    run: Callable[[argparse.Namespace], None]
+    summary: str
+    description: str
+    path: str | None = None
+    example: str = ""
+
+
+_ACTIONS: Final = (
+    _Action("show", _show, "print the name", "Prints the onion service's name."),
+    _Action(
+        "new", _new, "make the key", "Makes the key, unless there is one, and prints its name."
+    ),
+    _Action(
+        "backup",
+        _backup,
+        "copy the key to a new file",
+        "Copies the key to a new file, for its owner alone, in the form that tor has.",
+        path="the new file",
+        example=" /media/usb/onion.key",
+    ),
+    _Action(
+        "restore",
+        _restore,
+        "bring a key in",
+        "Brings in a key: one that was saved, that a program for vanity addresses has made, or "
+        "of an onion service that was tor's own. A key that is there already stays.",
+        path=f"the file, or a HiddenServiceDir of tor with {_KEY_FILE} in it",
+        example=f" /var/lib/tor/simplex-smp/{_KEY_FILE}",
+    ),
+    _Action(
+        "rotate",
+        _rotate,
+        "make another key, and keep the old one beside it",
+        "Makes another key and prints its name. The old one stays in a file beside it that ends in "
+        "the beginning of its name. Who has the old address does not reach the relay by it any "
+        "more.",
+    ),
+)

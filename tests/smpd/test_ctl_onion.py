@@ -1,0 +1,110 @@
+"""smpctl onion: the key of an onion service is made, shown, saved, brought in and changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smpd import ctl
+from torcfg.onion_keys import OnionKey
+
+Answer = tuple[int, str, str]
+
+
+class Relay:
+    """A relay that may be an onion service, and `smpctl onion` for it."""
+
+    def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.directory = directory
+        self.key = directory / "onion.key"
+        self._capsys = capsys
+        (directory / "smpd.ini").write_text("[tor]\nonion = on\n")
+
+    def __call__(self, *arguments: str | Path) -> Answer:
+        """Status, output and complaint."""
+        configuration = ("--config", str(self.directory / "smpd.ini"))
+        status = ctl.run([*configuration, "onion", *map(str, arguments)])
+        return (status, *self._capsys.readouterr())
+
+
+@pytest.fixture
+def relay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Relay:
+    return Relay(tmp_path, capsys)
+
+
+def stored(path: Path) -> OnionKey:
+    """The key in a file that nobody else may read."""
+    assert path.stat().st_mode & 0o777 == 0o600
+    return OnionKey.decode(path.read_bytes())
+
+
+def test_a_new_key(relay: Relay) -> None:
+    status, name, complaint = relay("new")
+    assert (status, complaint) == (0, "")
+    assert name == f"{stored(relay.key).address}\n"
+    assert relay("show") == (0, name, "")
+
+
+def test_there_is_no_key(relay: Relay, tmp_path: Path) -> None:
+    says = f"smpctl: {relay.key} cannot be read: No such file or directory\n"
+    for arguments in (("show",), ("rotate",), ("backup", tmp_path / "saved")):
+        assert relay(*arguments) == (1, "", says)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_no_key_is_overwritten(relay: Relay, tmp_path: Path) -> None:
+    relay("new")
+    key, other = stored(relay.key), tmp_path / "other"
+    other.write_bytes(OnionKey.generate(os.urandom).encode())
+    for arguments in (("new",), ("restore", other)):
+        status, output, complaint = relay(*arguments)
+        assert (status, output) == (1, "")
+        assert complaint.startswith(f"smpctl: {relay.key} is there already")
+    assert stored(relay.key) == key
+
+
+def test_saved_and_brought_back(relay: Relay, tmp_path: Path) -> None:
+    _, name, _ = relay("new")
+    saved = tmp_path / "saved"
+    assert relay("backup", saved) == (0, name, "")
+    assert relay("backup", saved) == (1, "", f"smpctl: {saved} is there already\n")
+    assert stored(saved) == stored(relay.key)
+    # The same once more is no fault.
+    assert relay("restore", saved) == (0, name, "")
+    relay.key.unlink()
+    assert relay("restore", saved) == (0, name, "")
+    assert stored(relay.key) == stored(saved)
+
+
+def test_a_service_that_was_tors_own(relay: Relay, tmp_path: Path) -> None:
+    key, service = OnionKey.generate(os.urandom), tmp_path / "simplex-smp"
+    service.mkdir()
+    (service / "hs_ed25519_secret_key").write_bytes(key.encode())
+    assert relay("restore", service) == (0, f"{key.address}\n", "")
+    assert stored(relay.key) == key
+
+
+def test_another_key(relay: Relay) -> None:
+    relay("new")
+    former = stored(relay.key)
+    status, name, _ = relay("rotate")
+    assert (status, name) == (0, f"{stored(relay.key).address}\n")
+    assert stored(relay.key) != former
+    assert stored(relay.directory / f"onion.key.{former.address[:8]}") == former
+
+
+def test_what_is_no_key(relay: Relay, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_bytes(b"nonsense")
+    says = f"smpctl: {wrong} cannot be used: not a file hs_ed25519_secret_key of tor\n"
+    assert relay("restore", wrong) == (1, "", says)
+    assert not relay.key.exists()
+
+
+def test_a_key_for_everybody_to_read(relay: Relay) -> None:
+    relay("new")
+    relay.key.chmod(0o644)
+    says = f"smpctl: {relay.key} may be read by others: make its mode 600\n"
+    assert relay("show") == (1, "", says)
