@@ -12,12 +12,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from smpd.config import DEFAULT_PATH, Settings, parse
+from twisted.internet.endpoints import quoteStringArgument
+
+from smpd.config import DEFAULT_PATH, OWN_TOR, Settings, parse
 from smpd.credentials import PRIVATE, PUBLIC, create, make_directory, read_certificates
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
+from smpd.onion import onion_host
+from torcfg.onion_keys import OnionKey
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
@@ -33,6 +37,7 @@ examples:
   smpctl init --host smp.example.com
   smpctl init --directory var --host smp.example.com --host 192.0.2.7 --random-password
   smpctl init --host smp.example.com --listen tcp:5223 --listen tcp:443
+  smpctl init --directory var --onion
 """
 
 
@@ -55,10 +60,16 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--host",
         action="append",
-        required=True,
         type=_option("server", "hosts"),
         metavar="NAME",
-        help="name or address of the relay; may be given several times, the main one first",
+        help="name or address of the relay; may be given several times, the main one first; "
+        "none is needed with --onion",
+    )
+    command.add_argument(
+        "--onion",
+        action="store_true",
+        help="be an onion service, on a tor that the relay runs itself; without --host it is "
+        "nothing else, and opens no TCP port",
     )
     command.add_argument(
         "--listen",
@@ -104,7 +115,13 @@ def _init(arguments: argparse.Namespace) -> None:
     password = arguments.password
     if arguments.random_password:
         password = secrets.token_urlsafe(_PASSWORD_SIZE)
-    text = _configuration(arguments.host, arguments.listen, password)
+    hosts, listen = arguments.host or [], arguments.listen
+    if not hosts and not arguments.onion:
+        raise UsageError("init: a relay needs a --host, or --onion")
+    if not hosts and not listen:
+        socket = quoteStringArgument(str(directory.absolute() / "onion.sock"))
+        listen = [f"unix:{socket}:mode=600"]
+    text = _configuration(hosts, listen, password, onion=arguments.onion)
     try:
         settings = parse(text, str(configuration), directory)
     except ConfigurationError as error:
@@ -121,8 +138,14 @@ def _init(arguments: argparse.Namespace) -> None:
     _report(settings, list(contents), qr=not arguments.no_qr)
 
 
-def _configuration(hosts: list[str], listen: list[str] | None, password: str | None) -> str:
-    values = {("server", "hosts"): " ".join(hosts)}
+def _configuration(
+    hosts: list[str], listen: list[str] | None, password: str | None, *, onion: bool
+) -> str:
+    values = {}
+    if hosts:
+        values["server", "hosts"] = " ".join(hosts)
+    if onion:
+        values |= {("tor", "onion"): "on", ("tor", "control"): OWN_TOR}
     if listen:
         values["server", "listen"] = " ".join(listen)
     if password:
@@ -131,16 +154,20 @@ def _configuration(hosts: list[str], listen: list[str] | None, password: str | N
 
 
 def _credentials(settings: Settings, algorithm: Algorithm) -> dict[Path, tuple[bytes, int]]:
-    """The files of a new identity and its first online certificate, with their modes."""
-    server = settings.server
-    name = common_name(server)
-    assert name is not None
+    """The files of a new identity and its first online certificate, with their modes.
+
+    And of the key of the onion service, if it is to be one.
+    """
+    server, tor = settings.server, settings.tor
+    onion = OnionKey.generate(os.urandom) if tor.onion else None
+    name = common_name(server) or ("" if onion is None else onion.address)
     since = start_of_validity(datetime.now(UTC))
     authority_key = PrivateKey.generate(algorithm, os.urandom)
     authority = make_authority(authority_key, since, os.urandom)
     key = PrivateKey.generate(algorithm, os.urandom)
     online = make_online(name, key.public, authority, authority_key, since, os.urandom)
-    return {
+    keys = {} if onion is None else {tor.onion_key: (onion.encode(), PRIVATE)}
+    return keys | {
         server.ca_certificate.with_suffix(".key"): (encode_key(authority_key), PRIVATE),
         server.ca_certificate: (encode_certificates([authority]), PUBLIC),
         server.key: (encode_key(key), PRIVATE),
@@ -164,7 +191,7 @@ def _create_all(contents: dict[Path, tuple[bytes, int]]) -> None:
 def _report(settings: Settings, paths: list[Path], *, qr: bool) -> None:
     server = settings.server
     key_hash = fingerprint(read_certificates(server.ca_certificate)[0])
-    address = settings.address(key_hash)
+    address = settings.address(key_hash, onion_host(settings))
     assert address is not None
     print("Made " + ", ".join(map(str, paths)))
     print()

@@ -196,7 +196,7 @@ class TorNetwork:
     def __init__(self, directory: Path) -> None:
         if shutil.which("tor") is None or shutil.which("tor-gencert") is None:
             raise TorMissingError("tor is not installed (Debian: tor)")
-        ports = _free_ports(2 * AUTHORITIES + RELAYS)
+        ports = free_ports(2 * AUTHORITIES + RELAYS)
         directory = directory.absolute()
         self._authorities = [
             _Node(directory / f"authority{number}", next(ports), next(ports))
@@ -238,7 +238,8 @@ class TorNetwork:
         self._ending.close()
 
 
-def _free_ports(count: int) -> Iterator[int]:
+def free_ports(count: int) -> Iterator[int]:
+    """Ports of 127.0.0.1 that nobody has now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

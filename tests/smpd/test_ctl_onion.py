@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from smpd import ctl
+from smpd.config import load
 from torcfg.onion_keys import OnionKey
+from txsimplex.addresses import ServerAddress
 
 Answer = tuple[int, str, str]
 
@@ -108,3 +110,30 @@ def test_a_key_for_everybody_to_read(relay: Relay) -> None:
     relay.key.chmod(0o644)
     says = f"smpctl: {relay.key} may be read by others: make its mode 600\n"
     assert relay("show") == (1, "", says)
+
+
+@pytest.mark.parametrize("host", ["smp.example.com", None])
+def test_a_relay_that_is_made_as_an_onion_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str | None
+) -> None:
+    directory = tmp_path / "a:relay"
+    hosts = [] if host is None else ["--host", host]
+    command = ["init", "--directory", str(directory), "--onion", "--no-qr"]
+    assert ctl.run([*command, *hosts]) == 0
+    printed = capsys.readouterr().out
+    settings = load(directory / "smpd.ini")
+    assert (settings.tor.onion, settings.tor.control) == (True, "own")
+    name = stored(directory / "onion.key").address
+    listen = (f"unix:{tmp_path}/a\\:relay/onion.sock:mode=600",)
+    assert settings.server.listen == (listen if host is None else ("tcp:5223",))
+    (line,) = (line for line in printed.splitlines() if line.startswith("Address:"))
+    address = ServerAddress.parse(line.split()[1])
+    assert [str(each) for each in address.location.hosts] == [*hosts[1:], name]
+    assert ctl.run(["address", "--config", str(directory / "smpd.ini")]) == 0
+    assert capsys.readouterr().out == f"{address}\n"
+
+
+def test_a_relay_that_nobody_can_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ctl.run(["init", "--directory", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "smpctl: init: a relay needs a --host, or --onion\n"
+    assert list(tmp_path.iterdir()) == []

@@ -31,11 +31,13 @@ from tests.conformance.clients import (
     deliver,
     make_secured_queue,
     pause,
+    refused,
     soon,
 )
 from tests.conformance.relays import Credentials, RelayFailedError, RelayProcess, Settings
+from tests.conformance.versions import at_versions
 from tests.conftest import IN_CI
-from tests.e2e.tor_network import TorMissingError, TorNetwork
+from tests.e2e.tor_network import TorMissingError, TorNetwork, free_ports
 from torcfg.client_keys import ClientKey
 from torcfg.onion_keys import OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
@@ -43,6 +45,7 @@ from torcfg.publishing import OnionPublisher, State, Status
 from torcfg.tor_process import TorProcess
 from txsimplex.addresses import Host, ServerAddress
 from txsimplex.client.errors import DisconnectedError
+from txsimplex.client.proxied import through
 from txsimplex.client.smp import SMPClient, connect
 from txsimplex.client.socks import SocksCredentials, SocksEndpoint
 
@@ -102,6 +105,17 @@ def user(network: TorNetwork, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The tor of the clients."""
     directory = tmp_path_factory.mktemp("tor") / "user"
     yield from running(TorProcess(reactor(), directory, socks=True, include=network.torrc))
+
+
+@pytest.fixture(scope="module")
+def socks_port(network: TorNetwork, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Where a proxy reaches Tor: the port of a tor of its own, as Debian's has one."""
+    directory = tmp_path_factory.mktemp("tor") / "proxy"
+    (port,) = free_ports(1)
+    include = directory.with_suffix(".torrc")
+    include.write_text(f"{network.torrc.read_text()}SocksPort 127.0.0.1:{port}\n")
+    for _ in running(TorProcess(reactor(), directory, include=include, socks=True)):
+        yield port
 
 
 @dataclass
@@ -263,6 +277,26 @@ async def control_of(tor: TorProcess) -> TorControlProtocol:
     protocol: TorControlProtocol = await tor.control.connect(TorProtocolFactory())
     await protocol.post_bootstrap
     return protocol
+
+
+@at_versions(8, 14, 18)
+async def test_a_proxy_reaches_a_relay_that_is_an_onion_service_only(
+    relays: GetRelay, host: TorProcess, socks_port: int, version: int
+) -> None:
+    """smp-proxy.md §5.2, over a real Tor network; without one nothing is looked up."""
+    relay, proxy = relays({}), relays({"proxy.socks_proxy": f"127.0.0.1:{socks_port}"})
+    without = relays({})
+    async with publish(host, target(relay)) as service:
+        await service.becomes(State.PUBLISHED)
+        where = replace(
+            relay.process.location, hosts=(Host.parse(service.key.address),), port=str(PORT)
+        )
+        recipient, client = await relay.connect(), await proxy.connect(version)
+        routed = await through(client, where)
+        queue, key = await make_secured_queue(recipient)
+        await deliver(routed, recipient, queue, key)
+        with refused("PROXY BROKER NETWORK"):
+            await through(await without.connect(version), where)
 
 
 @ensureDeferred
