@@ -39,8 +39,8 @@ RunAsDaemon 0
 """
 _SINGLE_HOP: Final = "HiddenServiceNonAnonymousMode 1\nHiddenServiceSingleHopMode 1\n"
 _restart_delay: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
-_LASTED: Final = 60.0
-"""Seconds after which a tor that ends is not one that fails to start."""
+_LASTED: Final = 5.0
+"""Seconds after which a tor that ends is not one that fails to start: it is started at once."""
 
 
 def torrc(directory: Path, *, socks: bool, single_hop: bool, include: Path | None = None) -> str:

@@ -31,7 +31,7 @@ _FIRST_VOTE: Final = 10
 _VOTING_INTERVAL: Final = 10
 _VOTE_LEAD: Final = 4
 """Seconds of a vote and of passing it on."""
-_READY_TIME: Final = 120.0
+_READY_TIME: Final = 240.0
 _END_TIME: Final = 10.0
 _ANY: Final = """\
 TestingTorNetwork 1
