@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def onion_services(settings: Settings, reactor: Any) -> Iterator[IService]:
         single_hop=tor.single_hop,
     )
     if tor.control == OWN_TOR:
+        if shutil.which("tor") is None:
+            raise CredentialsError("[tor] control = own: tor is not installed (Debian: tor)")
         try:
             process = TorProcess(
                 reactor, tor.directory, single_hop=tor.single_hop, include=tor.include

@@ -6,6 +6,7 @@ Its control socket, cookie and data are in one directory, which nobody else may 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,8 +105,7 @@ class TorProcess(Service):
         return None if self._transport is None else self._transport.pid
 
     def startService(self) -> None:
-        """Starts tor. Raises `OSError` when its files cannot be written."""
-        self._write_files()
+        """Starts tor; when that fails, again later."""
         super().startService()
         self._start()
 
@@ -131,12 +131,21 @@ class TorProcess(Service):
 
     def _start(self) -> None:
         self._again = None
+        self._started_at = self._reactor.seconds()
+        if shutil.which(self._program) is None:
+            # In the child that would be a traceback on stderr.
+            self._over(f"there is no program {self._program}")
+            return
+        try:
+            self._write_files()
+        except OSError as error:
+            self._over(f"its files cannot be written: {error.filename}: {error.strerror}")
+            return
         arguments = (
             self._program,
             *("-f", str(self.directory / "torrc"), "--defaults-torrc", "/nonexistent"),
             *("__OwningControllerProcess", str(os.getpid())),
         )
-        self._started_at = self._reactor.seconds()
         try:
             self._transport = self._reactor.spawnProcess(
                 _Watching(self), self._program, arguments, env={"PATH": os.environ.get("PATH", "")}
@@ -173,7 +182,7 @@ class TorProcess(Service):
             self._failures = 0
         delay = _restart_delay(self._failures)
         self._failures += 1
-        self.log.error("tor: {reason}; it is started again", reason=reason)
+        self.log.error("tor: {reason}; it is started again later", reason=reason)
         self._again = self._reactor.callLater(delay, self._start)
 
 

@@ -19,7 +19,9 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.threads import deferToThread
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from txtorcon.torcontrolprotocol import TorControlProtocol, TorProtocolFactory
+from zope.interface import provider
 
 from bench.running import children
 from tests.conformance import ROOT
@@ -434,6 +436,15 @@ def smpctl(*arguments: str) -> str:
 
 
 @ensureDeferred
+async def test_a_tor_of_its_own_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RelayFailedError, match="tor is not installed"):
+        await deferToThread(OnionRelay(tmp_path, {"tor.control": "own"}).start)
+
+
+@ensureDeferred
 async def test_a_key_that_cannot_be_used(tmp_path: Path) -> None:
     """The relay does not start with another one: the address would be lost."""
     key = tmp_path / "onion.key"
@@ -559,15 +570,40 @@ async def test_the_files_of_a_tor_are_for_nobody_else(tmp_path: Path) -> None:
         assert (tmp_path / "tor/torrc").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize(
+    ("program", "place", "says"),
+    [
+        ("/nonexistent/tor", "tor", "there is no program /nonexistent/tor"),
+        ("true", "file/tor", "its files cannot be written: {}/file/tor: Not a directory"),
+        ("false", "tor", "exit code 1"),
+    ],
+)
 @ensureDeferred
-async def test_a_program_that_is_not_there(tmp_path: Path) -> None:
-    tor = TorProcess(reactor(), tmp_path / "tor", program="/nonexistent/tor")
-    tor.startService()
-    await pause(0.3)
-    ended = tor.stopService()
-    if ended is not None:
-        await ended
+async def test_a_tor_that_cannot_be_started(
+    tmp_path: Path, program: str, place: str, says: str
+) -> None:
+    """That is said in a line, and tried again."""
+    (tmp_path / "file").touch()
+    lines: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        lines.append(formatEvent(event))
+
+    tor = TorProcess(reactor(), tmp_path / place, program=program)
+    globalLogPublisher.addObserver(observe)
+    try:
+        tor.startService()
+        await pause(0.3)
+        ended = tor.stopService()
+        if ended is not None:
+            await ended
+    finally:
+        globalLogPublisher.removeObserver(observe)
     assert tor.pid is None
+    (line,) = (line for line in lines if line.startswith("tor: "))
+    assert says.format(tmp_path) in line
+    assert line.endswith("; it is started again later")
 
 
 @ensureDeferred
