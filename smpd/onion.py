@@ -16,8 +16,6 @@ from smpd.credentials import PRIVATE, CredentialsError, create
 from smpd.endpoints import onion_target
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
-from torcfg.publishing import OnionPublisher
-from torcfg.tor_process import TorProcess
 from txsimplex.addresses import Host
 
 
@@ -63,6 +61,10 @@ def onion_services(settings: Settings, reactor: Any) -> Iterator[IService]:
     tor = settings.tor
     if not tor.onion:
         return
+    # Relays without one need not pay for txtorcon.
+    from torcfg.publishing import OnionPublisher
+    from torcfg.tor_process import TorProcess
+
     target = onion_target(settings.server.listen)
     assert target is not None
     service = OnionService(
