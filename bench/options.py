@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.database_server import DatabaseUnavailableError
-from bench.running import Cores, exit_on_sigterm, say
+from bench.running import Cores, ended_by_signals, say
 from bench.server import STORES, OwnServer, Server, ServerFailedError
 from bench.workers import WorkerFailedError
 from txsimplex.addresses import Scheme, ServerAddress
@@ -113,9 +113,9 @@ def allow_many_files() -> None:
 
 def run_benchmark(benchmark: Callable[[], int]) -> int:
     """Runs `benchmark`; its failures are one line on stderr, Ctrl-C and SIGTERM end it in order."""
-    exit_on_sigterm()
     try:
-        return benchmark()
+        with ended_by_signals():
+            return benchmark()
     except (
         ServerFailedError,
         DatabaseUnavailableError,

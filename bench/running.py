@@ -173,41 +173,67 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-class _Held:
-    """Whether interruptions wait, and for which: the last one, if any came."""
+class _Interruption:
+    """What SIGTERM or Ctrl-C has raised, and whether it has to wait."""
 
-    depth = 0
-    interruption: BaseException | None = None
+    held = 0
+    raised: BaseException | None = None
+    waiting: BaseException | None = None
+
+
+_RAISED_AGAIN: Final = 0.2
+"""Seconds until an interruption that was lost is raised once more."""
 
 
 def _interrupt(interruption: BaseException) -> None:
-    if _Held.depth:
-        _Held.interruption = interruption
-    else:
-        raise interruption
+    if _Interruption.held:
+        _Interruption.waiting = interruption
+        return
+    _Interruption.raised = interruption
+    signal.setitimer(signal.ITIMER_REAL, _RAISED_AGAIN, _RAISED_AGAIN)
+    raise interruption
+
+
+def _interrupt_again(number: int, frame: object) -> None:
+    """Python ignores what is raised while it destroys an object, for one."""
+    handled = sys.exception()
+    while handled is not None:
+        if handled is _Interruption.raised:
+            # Things are being ended because of it.
+            return
+        handled = handled.__context__
+    if _Interruption.raised is not None and not _Interruption.held:
+        raise _Interruption.raised
 
 
 @contextmanager
 def interruptions_held() -> Iterator[None]:
     """What SIGTERM and Ctrl-C raise comes at the end of the block.
 
-    For starting processes: what is raised in the callbacks that Python has for a fork is lost.
+    For starting processes: what is raised in the callbacks that Python has for a fork is lost,
+    and may be a lock that is not released.
     """
-    _Held.depth += 1
+    _Interruption.held += 1
     try:
         yield
     finally:
-        _Held.depth -= 1
-    if not _Held.depth and _Held.interruption is not None:
-        interruption, _Held.interruption = _Held.interruption, None
-        raise interruption
+        _Interruption.held -= 1
+    if not _Interruption.held and _Interruption.waiting is not None:
+        interruption, _Interruption.waiting = _Interruption.waiting, None
+        _interrupt(interruption)
 
 
-def exit_on_sigterm() -> None:
-    """Makes SIGTERM unwind the program like Ctrl-C, so that what was started is ended."""
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """In the block SIGTERM unwinds the program like Ctrl-C, so that what was started is ended."""
+    signal.signal(signal.SIGALRM, _interrupt_again)
     signal.signal(signal.SIGTERM, lambda number, frame: _interrupt(SystemExit(128 + number)))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, frame: _interrupt(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def say(text: str) -> None:

@@ -13,23 +13,42 @@ from bench.running import ROOT
 
 STARTING = """
 import logging, os, signal
-from bench.running import Process, exit_on_sigterm
+from bench.running import Process, ended_by_signals
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in the foreground
-exit_on_sigterm()
-print("ready", flush=True)
-while True:
-    Process(["true"], os.sched_getaffinity(0)).popen.wait()
+with ended_by_signals():
+    print("ready", flush=True)
+    while True:
+        Process(["true"], os.sched_getaffinity(0)).popen.wait()
+"""
+DESTROYING = """
+import signal, time
+from bench.running import ended_by_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Slow:
+    def __del__(self):
+        time.sleep(0.05)
+
+with ended_by_signals():
+    print("ready", flush=True)
+    try:
+        while True:
+            Slow()
+            time.sleep(0.043)
+    finally:
+        # What ends because of the signal is not interrupted once more.
+        time.sleep(1)
+        print("ended", flush=True)
 """
 
 
 @pytest.mark.parametrize(("by", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
-def test_a_program_that_starts_processes_ends_when_it_is_told(
-    by: signal.Signals, status: int
-) -> None:
-    """At any moment: what is raised in callbacks of a fork is lost."""
-    for number in range(20):
+@pytest.mark.parametrize("program", [STARTING, DESTROYING], ids=["starting", "destroying"])
+def test_a_program_ends_when_it_is_told(program: str, by: signal.Signals, status: int) -> None:
+    """At any moment: what is raised in callbacks of a fork, or of a destructor, is lost."""
+    for number in range(20 if program is STARTING else 3):
         with subprocess.Popen(
-            [sys.executable, "-c", STARTING],
+            [sys.executable, "-c", program],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -44,3 +63,4 @@ def test_a_program_that_starts_processes_ends_when_it_is_told(
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+            assert process.stdout.read() == ("" if program is STARTING else "ended\n")
