@@ -1,0 +1,107 @@
+"""Relays that publish themselves as onion services, on a real tor."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet.threads import deferToThread
+
+from bench.running import children
+from tests.conformance.clients import (
+    Connection,
+    Relay,
+    close_all,
+    pause,
+)
+from tests.conformance.relays import RelayFailedError
+from tests.e2e.tor_network import TorNetwork
+from tests.torcfg.tors import (
+    BY_TOR,
+    REACHED,
+    OnionRelay,
+    comm,
+    smpctl,
+    works,
+)
+from torcfg.onion_keys import OnionKey
+from torcfg.tor_process import TorProcess
+from txsimplex.addresses import ServerAddress
+
+pytestmark = BY_TOR
+
+
+@ensureDeferred
+async def test_a_relay_without_any_tcp_port(
+    network: TorNetwork, user: TorProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It runs its own tor; stopped and started again, it has its address again."""
+    directory = tmp_path_factory.mktemp("relay")
+    settings = {"tor.control": "own", "tor.include": network.torrc}
+    connections: list[Connection] = []
+    with OnionRelay(directory, settings) as process:
+        relay = Relay(process, connections)
+        onion = process.onion
+        await works(user, relay, onion.text)
+        assert process.listening == set()
+        (tor,) = [pid for pid in children(process.pid) if "tor" in comm(pid)]
+        await close_all(connections)
+        await deferToThread(process.end)
+        assert not Path(f"/proc/{tor}").exists()
+        await deferToThread(process.start)
+        assert process.onion == onion
+        await works(user, relay, onion.text)
+        await close_all(connections)
+        # Killed, it leaves no tor behind.
+        (tor,) = [pid for pid in children(process.pid) if "tor" in comm(pid)]
+        await deferToThread(process.end, signal.SIGKILL)
+        waited = 0.0
+        while Path(f"/proc/{tor}").exists():
+            assert waited < REACHED
+            await pause(0.5)
+            waited += 0.5
+
+
+@ensureDeferred
+async def test_a_relay_on_a_tor_that_is_there(
+    host: TorProcess, user: TorProcess, tmp_path: Path
+) -> None:
+    """As with Debian's tor; with edge processes, too, whose socket tor connects to."""
+    settings = {"tor.control": f"unix:{host.directory}/control", "server.processes": 2}
+    connections: list[Connection] = []
+    with OnionRelay(tmp_path, settings) as process:
+        await works(user, Relay(process, connections), process.onion.text)
+        assert (tmp_path / "onion.key").stat().st_mode & 0o777 == 0o600
+        assert process.onion.text == OnionKey.decode((tmp_path / "onion.key").read_bytes()).address
+        printed = await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "address")
+        assert ServerAddress.parse(printed.strip()).location.hosts == (process.onion,)
+        assert not any(line in process.log for line in ("ADD_ONION", "ED25519-V3"))
+        await close_all(connections)
+
+
+@ensureDeferred
+async def test_a_tor_of_its_own_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RelayFailedError, match="tor is not installed"):
+        await deferToThread(OnionRelay(tmp_path, {"tor.control": "own"}).start)
+
+
+@ensureDeferred
+async def test_a_key_that_cannot_be_used(tmp_path: Path) -> None:
+    """The relay does not start with another one: the address would be lost."""
+    key = tmp_path / "onion.key"
+    key.touch(0o600)
+    for content, mode, says in (
+        (b"nonsense", 0o600, "cannot be used: not a file hs_ed25519_secret_key of tor"),
+        (OnionKey.generate(os.urandom).encode(), 0o640, "may be read by others"),
+    ):
+        key.write_bytes(content)
+        key.chmod(mode)
+        with pytest.raises(RelayFailedError, match=says):
+            await deferToThread(OnionRelay(tmp_path, {}).start)
+        assert key.read_bytes() == content

@@ -1,0 +1,136 @@
+"""Real tors that publish nothing: without a network, a password, or that cannot start."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import provider
+
+from tests.conformance.clients import (
+    pause,
+)
+from tests.torcfg.tors import (
+    BY_TOR,
+    NOWHERE,
+    alone,
+    publish,
+    reactor,
+    without_network,
+)
+from torcfg.publishing import State
+from torcfg.tor_process import TorProcess
+
+pytestmark = BY_TOR
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_a_tor_without_a_network(tmp_path: Path) -> None:
+    async with alone(tmp_path / "tor") as tor, publish(tor, NOWHERE) as service:
+        await service.becomes(State.BOOTSTRAPPING)
+        assert service.publisher.status.detail == "0 %"
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_there_is_no_tor(tmp_path: Path) -> None:
+    """It is said once, and tried again."""
+    tor = TorProcess(reactor(), tmp_path / "tor", include=without_network(tmp_path / "tor"))
+    async with publish(tor, NOWHERE) as service:
+        await service.becomes(State.AWAY)
+        assert "control socket cannot be reached" in service.publisher.status.detail
+        tor.startService()
+        await service.becomes(State.BOOTSTRAPPING)
+        ended = tor.stopService()
+        assert ended is not None
+        await ended
+
+
+@pytest.mark.usefixtures("need_tor")
+@pytest.mark.parametrize(("given", "gets_in"), [("secret", True), ("wrong", False), (None, False)])
+@ensureDeferred
+async def test_a_password(tmp_path: Path, given: str | None, *, gets_in: bool) -> None:
+    hashed = subprocess.run(
+        ["tor", "--quiet", "--hash-password", "secret"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    lines = ("CookieAuthentication 0", f"HashedControlPassword {hashed}")
+    async with (
+        alone(tmp_path / "tor", *lines) as tor,
+        publish(tor, NOWHERE, password=given) as service,
+    ):
+        if gets_in:
+            await service.becomes(State.BOOTSTRAPPING)
+        else:
+            while not any("does not let us in" in each.detail for each in service.said):
+                await pause(0.05)
+        assert not any("secret" in str(each) or "wrong" in str(each) for each in service.said)
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_a_tor_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    class Watched(TorProcess):
+        def said(self, line: str) -> None:
+            lines.append(line)
+
+    tor = Watched(
+        reactor(), tmp_path / "tor", include=without_network(tmp_path / "tor", "NoSuchOption 1")
+    )
+    tor.startService()
+    while sum("NoSuchOption" in line for line in lines) < 2:
+        await pause(0.05)
+    ended = tor.stopService()
+    if ended is not None:
+        await ended
+    assert tor.pid is None
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_the_files_of_a_tor_are_for_nobody_else(tmp_path: Path) -> None:
+    async with alone(tmp_path / "tor") as tor, publish(tor, NOWHERE) as service:
+        await service.becomes(State.BOOTSTRAPPING)
+        assert (tmp_path / "tor").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "tor/torrc").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("program", "place", "says"),
+    [
+        ("/nonexistent/tor", "tor", "there is no program /nonexistent/tor"),
+        ("true", "file/tor", "its files cannot be written: {}/file/tor: Not a directory"),
+        ("false", "tor", "exit code 1"),
+    ],
+)
+@ensureDeferred
+async def test_a_tor_that_cannot_be_started(
+    tmp_path: Path, program: str, place: str, says: str
+) -> None:
+    """That is said in a line, and tried again."""
+    (tmp_path / "file").touch()
+    lines: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        lines.append(formatEvent(event))
+
+    tor = TorProcess(reactor(), tmp_path / place, program=program)
+    globalLogPublisher.addObserver(observe)
+    try:
+        tor.startService()
+        await pause(0.3)
+        ended = tor.stopService()
+        if ended is not None:
+            await ended
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert tor.pid is None
+    (line,) = (line for line in lines if line.startswith("tor: "))
+    assert says.format(tmp_path) in line
+    assert line.endswith("; it is started again later")
