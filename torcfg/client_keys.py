@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,14 @@ from nacl.bindings import crypto_scalarmult_base
 
 from torcfg.onion_keys import KeyFileError
 
-__all__ = ["ClientKey", "is_client_name", "read_authorized"]
+__all__ = [
+    "NOBODY",
+    "ClientKey",
+    "authorized",
+    "is_client_name",
+    "read_authorized",
+    "read_public",
+]
 
 _KEY_SIZE: Final = 32
 _KIND: Final = "descriptor:x25519:"
@@ -42,6 +50,10 @@ def _from_base32(text: str) -> bytes:
     return key
 
 
+NOBODY: Final = _base32(hashlib.sha256(b"no client of this onion service").digest())
+"""A public key whose secret nobody has: of a service that lets nobody in."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientKey:
     """The key that a client gets; the service keeps `public` only."""
@@ -58,18 +70,24 @@ class ClientKey:
         """In base32, as ADD_ONION takes it for ClientAuthV3."""
         return _base32(crypto_scalarmult_base(self.secret))
 
-    def authorized(self) -> str:
-        """The content of a file of the service's ``authorized_clients``."""
-        return f"{_KIND}{self.public}\n"
-
     def for_client(self, address: str) -> str:
         """The line for a file ``.auth_private`` in the client's ClientOnionAuthDir."""
         return f"{address.removesuffix('.onion')}:{_KIND}{_base32(self.secret)}"
 
 
+def authorized(public: str) -> str:
+    """The content of a file of the service's ``authorized_clients``, for a key in base32."""
+    return f"{_KIND}{public}\n"
+
+
+def read_public(text: str) -> str:
+    """A public key in base32, as `ClientKey.public` is. Raises `KeyFileError`."""
+    return _base32(_from_base32(text))
+
+
 def read_authorized(content: str) -> str:
-    """The public key, in base32, of what `ClientKey.authorized` made. Raises `KeyFileError`."""
+    """The public key, in base32, of what `authorized` made. Raises `KeyFileError`."""
     text = content.strip()
     if not text.startswith(_KIND):
         raise KeyFileError("not a file of tor's authorized_clients")
-    return _base32(_from_base32(text.removeprefix(_KIND)))
+    return read_public(text.removeprefix(_KIND))

@@ -5,15 +5,20 @@ command = add_onion(service, key, clients=())
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from torcfg.client_keys import NOBODY
 from torcfg.onion_keys import OnionKey
 
-__all__ = ["OnionService", "ProofOfWork", "add_onion", "delete_onion"]
+__all__ = ["OnionService", "ProofOfWork", "add_onion", "delete_onion", "rendezvous_circuits"]
 
 _MOST_STREAMS: Final = 65535
+_RENDEZVOUS: Final = re.compile(
+    r"(?m)^(?P<circuit>\w+) .*\bPURPOSE=HS_SERVICE_REND\b.*\bREND_QUERY=(?P<name>\w+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +56,22 @@ class OnionService:
             raise ValueError(f"{self.streams} streams are not 0 to {_MOST_STREAMS}")
 
 
-def add_onion(service: OnionService, key: OnionKey, clients: Sequence[str] = ()) -> str:
+def add_onion(service: OnionService, key: OnionKey, clients: Sequence[str] | None = None) -> str:
     """The command that publishes a service until the control connection ends.
 
-    `clients` are public keys, in base32; without any everybody may connect. It has the secret key
-    in it: it must not be logged.
+    `clients` are public keys, in base32, of those who may connect; None is everybody. It has the
+    secret key in it: it must not be logged.
     """
+    if clients is not None:
+        # Tor takes a service without keys for one that is open.
+        clients = clients or (NOBODY,)
     flags = [
         name
         for name, wanted in (
             ("DiscardPK", True),
             ("NonAnonymous", service.single_hop),
             ("MaxStreamsCloseCircuit", bool(service.streams)),
-            ("V3Auth", bool(clients)),
+            ("V3Auth", clients is not None),
         )
         if wanted
     ]
@@ -78,10 +86,21 @@ def add_onion(service: OnionService, key: OnionKey, clients: Sequence[str] = ())
     if service.streams:
         words.append(f"MaxStreams={service.streams}")
     words += [f"Port={port},{target}" for port, target in service.ports]
-    words += [f"ClientAuthV3={client}" for client in clients]
+    words += [f"ClientAuthV3={client}" for client in clients or ()]
     return " ".join(words)
 
 
 def delete_onion(key: OnionKey) -> str:
     """The command that takes a service back."""
     return "DEL_ONION " + key.address.removesuffix(".onion")
+
+
+def rendezvous_circuits(status: str, key: OnionKey) -> Iterator[str]:
+    """The circuits by which clients are connected to a service.
+
+    `status` is tor's answer to ``GETINFO circuit-status``.
+    """
+    name = key.address.removesuffix(".onion")
+    for found in _RENDEZVOUS.finditer(status):
+        if found["name"] == name:
+            yield found["circuit"]

@@ -14,13 +14,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError as TookTooLong
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredLock,
+    TimeoutError as TookTooLong,
+)
 from twisted.internet.error import ConnectError, ConnectingCancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
@@ -29,8 +35,8 @@ from twisted.python.failure import Failure
 from txtorcon import TorProtocolError
 from txtorcon.torcontrolprotocol import TorControlProtocol, TorDisconnectError, TorProtocolFactory
 
-from torcfg.onion_keys import OnionKey
-from torcfg.onion_services import OnionService, add_onion, delete_onion
+from torcfg.onion_keys import KeyFileError, OnionKey
+from torcfg.onion_services import OnionService, add_onion, delete_onion, rendezvous_circuits
 
 __all__ = ["OnionPublisher", "State", "Status"]
 
@@ -67,12 +73,17 @@ class _TroubleError(Exception):
     """Why the service is not published; the text is for the log."""
 
 
+class _RefusedError(_TroubleError):
+    """Tor refuses what it was asked for."""
+
+
 class OnionPublisher(Service):
     """Keeps an onion service published while it runs.
 
     `control` is where tor's control socket or port is; `password` is tried where its cookie is not
-    used. `clients` gives the public keys of those who may connect, none for everybody, each
-    time that the service is published. `changed` is called with each new `Status`.
+    used. `clients` gives the public keys of those who may connect, None for everybody, each
+    time that the service is published; when it raises `KeyFileError`, it is not. `changed` is
+    called with each new `Status`.
     """
 
     log = Logger()
@@ -85,10 +96,12 @@ class OnionPublisher(Service):
         service: OnionService,
         *,
         password: str | None = None,
-        clients: Callable[[], Sequence[str]] = tuple,
+        clients: Callable[[], Sequence[str] | None] = lambda: None,
         changed: Callable[[Status], None] = lambda status: None,
     ) -> None:
         self.status = Status(State.STOPPED)
+        self.status_since: float = reactor.seconds()
+        self.address = key.address
         self._reactor = reactor
         self._control = control
         self._key = key
@@ -97,6 +110,9 @@ class OnionPublisher(Service):
         self._clients = clients
         self._changed = changed
         self._protocol: TorControlProtocol | None = None
+        self._commands = DeferredLock()
+        # Those who may connect as far as this control connection has told; nobody before.
+        self._let_in: Sequence[str] | None = ()
         self._running: Deferred[None] | None = None
         self._failures = 0
 
@@ -142,8 +158,10 @@ class OnionPublisher(Service):
             await self._bootstrapped(protocol)
             await self._ask(protocol.add_event_listener("HS_DESC", self._descriptor))
             self._note(State.PUBLISHING)
-            await self._add(protocol)
+            self._let_in = ()
             self._protocol = protocol
+            async with self._commands:
+                await self._add(protocol)
             await lost
         finally:
             self._protocol = None
@@ -180,18 +198,36 @@ class OnionPublisher(Service):
             await deferLater(self._reactor, BOOTSTRAP_INTERVAL)
 
     async def _add(self, protocol: TorControlProtocol) -> None:
-        command = add_onion(self._service, self._key, self._clients())
+        try:
+            clients = self._clients()
+        except KeyFileError as error:
+            raise _TroubleError(str(error)) from None
+        command = add_onion(self._service, self._key, clients)
         answer = str(await self._ask(protocol.queue_command(command)))
         name = self._key.address.removesuffix(".onion")
         if f"ServiceID={name}" not in answer.split():
             raise _TroubleError("tor has published another address")
+        before, self._let_in = self._let_in, clients
+        if clients is not None and (not before or not set(before) <= set(clients)):
+            await self._close_circuits(protocol)
+
+    async def _close_circuits(self, protocol: TorControlProtocol) -> None:
+        """Ends the connections of all clients; those that still may come again do so.
+
+        A circuit outlives the service, and a client may connect by it as before.
+        """
+        status = str(await self._ask(protocol.get_info_raw("circuit-status")))
+        for circuit in rendezvous_circuits(status, self._key):
+            # Of one that has gone meanwhile tor says that there is none.
+            with suppress(_RefusedError):
+                await self._ask(protocol.queue_command(f"CLOSECIRCUIT {circuit}"))
 
     async def _ask(self, asked: Deferred[Any]) -> Any:
         """What tor answers. Raises `_TroubleError`, without what was asked: keys may be in it."""
         try:
             return await asked.addTimeout(ANSWER_TIME, self._reactor)
         except TorProtocolError as error:
-            raise _TroubleError(f"tor refuses: {error.code} {error.text}") from None
+            raise _RefusedError(f"tor refuses: {error.code} {error.text}") from None
         except TookTooLong:
             raise _TroubleError("tor does not answer") from None
         except TorDisconnectError:
@@ -204,14 +240,18 @@ class OnionPublisher(Service):
             self._note(State.PUBLISHED)
 
     async def republish(self) -> None:
-        """Has the clients that may connect now take effect; does nothing unless published."""
+        """Has the clients that may connect now take effect; without tor, when it is there again."""
         protocol = self._protocol
         if protocol is None:
             return
         try:
-            await self._ask(protocol.queue_command(delete_onion(self._key)))
-            self._note(State.PUBLISHING)
-            await self._add(protocol)
+            async with self._commands:
+                if self._protocol is not protocol:
+                    # It has been lost, and what comes next begins with them.
+                    return
+                await self._ask(protocol.queue_command(delete_onion(self._key)))
+                self._note(State.PUBLISHING)
+                await self._add(protocol)
         except _TroubleError as trouble:
             self.log.warn(  # noqa: G010 (the name Twisted gives it)
                 "the onion service: {trouble}; it is published anew", trouble=trouble
@@ -225,6 +265,8 @@ class OnionPublisher(Service):
         if status == self.status:
             return
         before, self.status = self.status, status
+        if before.state is not state:
+            self.status_since = self._reactor.seconds()
         if (before.state, state) != (State.BOOTSTRAPPING, State.BOOTSTRAPPING):
             self.log.info("the onion service: {status}", status=status)
         self._changed(status)

@@ -10,17 +10,28 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, strategies as st
 
-from torcfg.client_keys import ClientKey, is_client_name, read_authorized
+from torcfg.client_keys import (
+    NOBODY,
+    ClientKey,
+    authorized,
+    is_client_name,
+    read_authorized,
+    read_public,
+)
 from torcfg.onion_keys import KeyFileError, OnionKey
 
 
 @given(st.binary(min_size=32, max_size=32))
 def test_a_file_gives_the_public_key_back(secret: bytes) -> None:
     key = ClientKey(secret)
-    assert read_authorized(key.authorized()) == key.public
+    assert read_authorized(authorized(key.public)) == key.public
     public = X25519PrivateKey.from_private_bytes(secret).public_key()
     raw = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
     assert base64.b32decode(key.public + "====") == raw
+
+
+def test_nobodys_key_is_one() -> None:
+    assert read_public(NOBODY) == NOBODY
 
 
 def test_the_line_for_the_client() -> None:

@@ -6,9 +6,15 @@ import os
 
 import pytest
 
-from torcfg.client_keys import ClientKey
+from torcfg.client_keys import NOBODY, ClientKey
 from torcfg.onion_keys import OnionKey
-from torcfg.onion_services import OnionService, ProofOfWork, add_onion, delete_onion
+from torcfg.onion_services import (
+    OnionService,
+    ProofOfWork,
+    add_onion,
+    delete_onion,
+    rendezvous_circuits,
+)
 
 KEY = OnionKey.generate(os.urandom)
 UNIX = (5223, "unix:/run/smpd/onion")
@@ -35,6 +41,33 @@ def test_everything_that_can_be_said() -> None:
         " Port=5223,unix:/run/smpd/onion Port=443,127.0.0.1:5223"
         f" ClientAuthV3={clients[0]} ClientAuthV3={clients[1]}"
     )
+
+
+def test_a_service_for_nobody() -> None:
+    """Without a key tor would let everybody in."""
+    assert add_onion(OnionService((UNIX,)), KEY, ()) == (
+        f"ADD_ONION {KEY.for_control()} Flags=DiscardPK,V3Auth Port=5223,unix:/run/smpd/onion"
+        f" ClientAuthV3={NOBODY}"
+    )
+
+
+def test_the_circuits_of_its_clients() -> None:
+    """control-spec, 3.9 and 4.1.1: those of other services and purposes are left alone."""
+    name, other = (KEY.address[:-6], OnionKey.generate(os.urandom).address[:-6])
+    lines = [
+        ("3 BUILT", "HS_SERVICE_INTRO HS_STATE=HSSI_ESTABLISHED", name),
+        ("12 BUILT", "HS_SERVICE_REND HS_STATE=HSSR_JOINED", name),
+        ("13 EXTENDED", "HS_SERVICE_REND HS_STATE=HSSR_CONNECTING", name),
+        ("14 BUILT", "HS_SERVICE_REND HS_STATE=HSSR_JOINED", other),
+        ("15 BUILT", "HS_CLIENT_REND HS_STATE=HSCR_JOINED", name),
+    ]
+    status = "circuit-status=\n2 BUILT $7D5A~a PURPOSE=GENERAL\n" + "\n".join(
+        f"{circuit} $7D5A~a,$8B1C~b BUILD_FLAGS=IS_INTERNAL,NEED_CAPACITY PURPOSE={purpose} "
+        f"REND_QUERY={query} TIME_CREATED=2026-11-27T18:00:00.1"
+        for circuit, purpose, query in lines
+    )
+    assert list(rendezvous_circuits(status, KEY)) == ["12", "13"]
+    assert list(rendezvous_circuits("circuit-status=", KEY)) == []
 
 
 def test_taking_it_back() -> None:

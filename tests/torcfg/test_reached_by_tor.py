@@ -22,6 +22,7 @@ from tests.conformance.clients import (
 from tests.conformance.versions import at_versions
 from tests.torcfg.tors import (
     BY_TOR,
+    NOWHERE,
     PORT,
     control_of,
     publish,
@@ -30,7 +31,7 @@ from tests.torcfg.tors import (
     works,
 )
 from torcfg.client_keys import ClientKey
-from torcfg.onion_keys import OnionKey
+from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
 from torcfg.publishing import State
 from torcfg.tor_process import TorProcess
@@ -139,37 +140,74 @@ async def test_a_proxy_reaches_a_relay_that_is_an_onion_service_only(
 async def test_clients_that_are_authorized(
     relay: Relay, host: TorProcess, user: TorProcess
 ) -> None:
-    """Only those with a key; who is removed does not get in any more."""
+    """Only those with a key. Who is removed is disconnected, and not let in any more."""
     keys = {name: ClientKey.generate(os.urandom) for name in ("alice", "bob")}
-    allowed = ["alice"]
+    allowed: set[str] | None = None
 
-    def clients() -> list[str]:
-        return [keys[name].public for name in allowed]
+    def clients() -> list[str] | None:
+        return None if allowed is None else [keys[name].public for name in allowed]
 
     async with publish(host, target(relay), clients=clients) as service:
-        await service.becomes(State.PUBLISHED)
         address = service.key.address
-        with pytest.raises(DisconnectedError, match="SocksError"):
-            await reach(user, relay, address)
         control = await control_of(user)
-        name = address.removesuffix(".onion")
+
+        async def change(names: set[str]) -> None:
+            nonlocal allowed
+            allowed, said = names, len(service.said)
+            await service.publisher.republish()
+            await service.becomes(State.PUBLISHED, said)
 
         async def use(client: str) -> None:
-            secret = base64.b64encode(keys[client].secret).decode()
-            await control.queue_command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{secret}")
+            name, secret = address.removesuffix(".onion"), keys[client].secret
+            encoded = base64.b64encode(secret).decode()
+            await control.queue_command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{encoded}")
 
+        async def is_refused(circuit: str = "") -> None:
+            with pytest.raises(DisconnectedError, match="SocksError"):
+                await reach(user, relay, address, circuit)
+
+        await service.becomes(State.PUBLISHED)
+        await works(user, relay, address)
+        stranger = await reach(user, relay, address, "stranger's")
+        await change({"alice"})
+        await stranger.lost()
+        # Not even by the circuit that had been there.
+        await is_refused("stranger's")
         await use("alice")
         await works(user, relay, address)
-        said = len(service.said)
-        allowed[:] = ["bob"]
-        await service.publisher.republish()
-        await service.becomes(State.PUBLISHED, said)
-        await control.queue_command("SIGNAL NEWNYM")
-        with pytest.raises(DisconnectedError, match="SocksError"):
-            await reach(user, relay, address)
+        alice = await reach(user, relay, address, "alice's")
+        await change({"alice", "bob"})
+        # Nobody has lost anything.
+        await alice.ping()
+        await change({"bob"})
+        await alice.lost()
+        await is_refused("alice's")
         await use("bob")
         await works(user, relay, address)
+        await change(set())
+        await is_refused()
         control.transport.abortConnection()
+
+
+@ensureDeferred
+async def test_clients_whose_keys_cannot_be_read(host: TorProcess) -> None:
+    """The service is not published then: it would be open, or closed to those it is for."""
+    readable = False
+
+    def clients() -> None:
+        if not readable:
+            raise KeyFileError("the key of one of its clients cannot be used")
+
+    async with publish(host, NOWHERE, clients=clients) as service:
+        await service.becomes(State.AWAY)
+        assert str(service.publisher.status).endswith(
+            ": the key of one of its clients cannot be used"
+        )
+        control = await control_of(host)
+        assert await control.get_info_raw("onions/current") == "onions/current="
+        control.transport.abortConnection()
+        readable = True
+        await service.becomes(State.PUBLISHED)
 
 
 @ensureDeferred

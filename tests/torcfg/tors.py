@@ -109,17 +109,17 @@ def target(relay: Relay, **more: Any) -> OnionService:
     return OnionService(((PORT, f"127.0.0.1:{relay.process.port}"),), **more)
 
 
-def through_tor(user: TorProcess, address: str) -> SocksEndpoint:
-    """The way to an onion service, with a circuit of its own."""
+def through_tor(user: TorProcess, address: str, circuit: str = "") -> SocksEndpoint:
+    """The way to an onion service, by the circuit of that name, or by one of its own."""
     socks = UNIXClientEndpoint(reactor(), f"{user.directory}/socks")
-    apart = SocksCredentials(os.urandom(8).hex().encode(), b"test")
+    apart = SocksCredentials((circuit or os.urandom(8).hex()).encode(), b"test")
     return SocksEndpoint(socks, address, PORT, apart)
 
 
-async def reach(user: TorProcess, relay: Relay, address: str) -> SMPClient:
+async def reach(user: TorProcess, relay: Relay, address: str, circuit: str = "") -> SMPClient:
     """A client that has connected to the relay by its onion service."""
     location = replace(relay.process.location, hosts=(Host.parse(address),), port=str(PORT))
-    way = through_tor(user, address)
+    way = through_tor(user, address, circuit)
     client: SMPClient = await connect(way, location, timeout=ATTEMPT, command_timeout=REACHED)
     relay.connections.append(client)
     return client

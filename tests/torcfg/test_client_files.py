@@ -1,0 +1,96 @@
+"""Who may reach an onion service, as files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from torcfg.client_files import ClientFiles
+from torcfg.client_keys import ClientKey, authorized
+from torcfg.onion_keys import KeyFileError
+
+
+def create(path: Path, data: bytes, mode: int) -> None:
+    """Writes a new file."""
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+        file.write(data)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ClientFiles:
+    return ClientFiles(tmp_path / "clients", create)
+
+
+def new_key() -> str:
+    return ClientKey.generate(os.urandom).public
+
+
+def test_without_the_directory_everybody_may_connect(files: ClientFiles) -> None:
+    assert files.names() is None
+    assert files.keys() is None
+
+
+def test_those_who_were_added_may_and_nobody_else(files: ClientFiles) -> None:
+    bob, alice = new_key(), new_key()
+    files.add("bob", bob)
+    files.add("alice", alice)
+    assert files.names() == ["alice", "bob"]
+    assert files.keys() == (alice, bob)
+    assert files.key("bob") == bob
+    assert files.directory.stat().st_mode & 0o777 == 0o700
+    assert (files.directory / "bob.auth").stat().st_mode & 0o777 == 0o600
+    assert (files.directory / "bob.auth").read_text() == f"descriptor:x25519:{bob}\n"
+
+
+def test_when_the_last_one_is_removed_nobody_may(files: ClientFiles) -> None:
+    files.add("alice", new_key())
+    files.remove("alice")
+    assert files.names() == []
+    assert files.keys() == ()
+
+
+def test_everybody_may_again(files: ClientFiles) -> None:
+    files.add("alice", new_key())
+    files.remove_all()
+    assert files.keys() is None
+
+
+def test_a_key_that_two_have_counts_once(files: ClientFiles) -> None:
+    key = new_key()
+    files.add("alice", key)
+    files.add("phone", key)
+    assert files.keys() == (key,)
+
+
+def test_a_name_that_is_taken_and_one_that_is_not(files: ClientFiles) -> None:
+    key = new_key()
+    files.add("alice", key)
+    with pytest.raises(FileExistsError):
+        files.add("alice", new_key())
+    assert files.key("alice") == key
+    with pytest.raises(FileNotFoundError):
+        files.remove("bob")
+
+
+def test_files_with_other_names_are_left_alone(files: ClientFiles) -> None:
+    files.add("alice", new_key())
+    for name in ("README", ".alice.auth", "a b.auth", ".alice.auth.1234"):
+        (files.directory / name).write_text(authorized(new_key()))
+    assert files.names() == ["alice"]
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"descriptor:x25519:AAAA\n", b"\xff\xfe"])
+def test_a_file_that_cannot_be_used_opens_nothing(files: ClientFiles, content: bytes) -> None:
+    """What is said of it names nobody, since it goes into the log."""
+    files.add("alice", new_key())
+    (files.directory / "alice.auth").write_bytes(content)
+    with pytest.raises(KeyFileError, match=r"^the key of one of its clients cannot be used$"):
+        files.keys()
+
+
+def test_a_directory_that_cannot_be_read_opens_nothing(files: ClientFiles) -> None:
+    files.directory.touch()
+    with pytest.raises(KeyFileError, match="cannot be read: Not a directory"):
+        files.keys()
