@@ -113,13 +113,7 @@ class BlockPort(tcp.Port):
 
         :raises CannotListenError: the address cannot be had.
         """
-        try:
-            super().startListening()
-        except CannotListenError:
-            if self._created is not None:
-                # Twisted 22.4 leaves it open.
-                self._created.close()
-            raise
+        _start_listening(self, super().startListening)
 
     def doRead(self) -> None:
         """Accept what there is, a bounded number in each turn."""
@@ -132,6 +126,7 @@ class UnixBlockPort(unix.Port):
     transport: Any = UnixBlockServer
     reactor: Any
     _logger = BlockPort._logger
+    _created: Socket | None = None
 
     def __init__(
         self,
@@ -141,7 +136,6 @@ class UnixBlockPort(unix.Port):
         backlog: int = BACKLOG,
         mode: int = 0o600,
         reactor: Any = None,
-        lock: bool = False,
         limits: TransportLimits = _DEFAULT_LIMITS,
         handshakes: HandshakeBudget | None = None,
     ) -> None:
@@ -151,14 +145,26 @@ class UnixBlockPort(unix.Port):
         :param backlog: connections that may wait to be accepted.
         :param mode: the socket's permissions.
         :param reactor: the global one if it is not given.
-        :param lock: take a lock file beside the socket, and replace a socket left behind.
         :param limits: for each connection.
         :param handshakes: to be shared with other ports of the same reactor.
         """
-        super().__init__(path, ReceiverFactory(receivers), backlog, mode, reactor, lock)
+        super().__init__(path, ReceiverFactory(receivers), backlog, mode, reactor)
         self.receivers = receivers
         self.limits = limits
         self.handshakes = handshakes or HandshakeBudget(self.reactor)
+
+    def createInternetSocket(self) -> Socket:
+        """Called by Twisted."""
+        created: Socket = super().createInternetSocket()
+        self._created = created
+        return created
+
+    def startListening(self) -> None:
+        """Take the path and begin to accept connections.
+
+        :raises CannotListenError: the path cannot be had.
+        """
+        _start_listening(self, super().startListening)
 
     def adopt(self, listening: Socket) -> None:
         """Begin to accept connections from a socket that listens already."""
@@ -167,6 +173,16 @@ class UnixBlockPort(unix.Port):
     def doRead(self) -> None:
         """Accept what there is, a bounded number in each turn."""
         _accept(self, super().doRead)
+
+
+def _start_listening(port: BlockPort | UnixBlockPort, start: Callable[[], None]) -> None:
+    try:
+        start()
+    except CannotListenError:
+        if port._created is not None:
+            # Twisted leaves it open.
+            port._created.close()
+        raise
 
 
 def _adopt(port: BlockPort | UnixBlockPort, listening: Socket) -> None:

@@ -14,6 +14,7 @@ from txsimplex.block_port import BACKLOG, BlockPort, ReceiverFactory, UnixBlockP
 from txsimplex.block_server import HandshakeBudget
 from txsimplex.block_stream import BlockStream
 from txsimplex.blocks_transport import BlockReceiverFactory, TransportLimits
+from txsimplex.stale_sockets import remove_stale
 
 _DEFAULT_LIMITS = TransportLimits()
 
@@ -141,11 +142,11 @@ class _BlockPorts:
         mode: int = 0o666,
         wantPID: bool = False,
     ) -> IListeningPort:
-        """Called by the endpoint."""
+        """Called by the endpoint; with `wantPID`, a socket left behind is replaced."""
+        if wantPID:
+            remove_stale(address)
         if not isinstance(factory, _StreamFactory):
-            listening: IListeningPort = self._reactor.listenUNIX(
-                address, factory, backlog, mode, wantPID
-            )
+            listening: IListeningPort = self._reactor.listenUNIX(address, factory, backlog, mode)
             return listening
         block_port = UnixBlockPort(
             address,
@@ -153,7 +154,6 @@ class _BlockPorts:
             backlog=BACKLOG if self._default_backlog else backlog,
             mode=mode,
             reactor=self._reactor,
-            lock=wantPID,
             limits=self._limits,
             handshakes=self._handshakes,
         )

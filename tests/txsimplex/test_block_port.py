@@ -1006,7 +1006,7 @@ async def test_a_unix_socket(tmp_path: Path, tls_class: Any) -> None:
     Server.tls_class = tls_class
     receivers = Receivers(Echo)
     path = tmp_path / "socket"
-    port = UnixBlockPort(str(path).encode(), receivers, reactor=reactor, lock=True)
+    port = UnixBlockPort(str(path).encode(), receivers, reactor=reactor)
     port.transport = Server
     port.startListening()
     assert path.stat().st_mode & 0o777 == 0o600

@@ -77,6 +77,22 @@ async def test_tcp(description: str, family: int, host: str, ports: list[IListen
 
 
 @in_reactor
+async def test_a_unix_socket_left_behind_is_replaced(
+    tmp_path: Path, ports: list[IListeningPort]
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+        left.listen()
+    receivers = Receivers(Echo)
+    port = await listening(ports, f"unix:{path}:mode=600", receivers)
+    await echoes(port, receivers)
+    with pytest.raises(CannotListenError, match="Address already in use"):
+        await listening(ports, f"unix:{path}:mode=600", receivers)
+    await echoes(port, receivers)
+
+
+@in_reactor
 async def test_the_ipv6_wildcard_serves_ipv4_too(ports: list[IListeningPort]) -> None:
     if not Path("/proc/net/if_inet6").exists():
         pytest.skip("no IPv6 here")
