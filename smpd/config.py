@@ -324,6 +324,7 @@ class TorSettings:
 
     `control` is where that tor is told what to do, an endpoint, or `OWN_TOR`: the relay then runs
     a tor with its files in `directory`, and further lines of its torrc in `include`.
+    `clients` has the files of who may reach the onion service, everybody if it is not there.
     `onion_ports` are those of the onion service, without any that of the address. A circuit may
     have `most_streams` connections, 0 for any number.
     """
@@ -337,10 +338,18 @@ class TorSettings:
     include: Path | None = setting(optional(_path()), None)  # noqa: RUF009
     password: str | None = setting(optional(_CONTROL_PASSWORD), None)
     onion_key: Path = setting(_path(), Path("onion.key"))  # noqa: RUF009
+    clients: Path = setting(_path("a directory"), Path("onion.clients"))  # noqa: RUF009
     onion_ports: tuple[int, ...] = setting(_each_once(words(_port, _PORTS)), ())
     most_streams: int = setting(whole_number(0, 65535), 0)
     proof_of_work: bool = setting(on_off(), False)
     single_hop: bool = setting(on_off(), False)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """`[control]`: the Unix socket by which a relay that runs is asked and told things."""
+
+    socket: Path | None = setting(optional(_path()), Path("control.sock"))  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,6 +385,7 @@ class Settings:
     inactive_clients: InactiveClientSettings = field(default_factory=InactiveClientSettings)
     proxy: ProxySettings = field(default_factory=ProxySettings)
     tor: TorSettings = field(default_factory=TorSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 
     def address(self, key_hash: bytes, onion: Host | None = None) -> ServerAddress | None:
@@ -416,7 +426,8 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     if document.faults:
         raise ConfigurationError(sorted(document.faults, key=lambda fault: fault.line or 0))
     paths = {name: directory / getattr(server, name) for name in _FILES}
-    tor, store = settings.tor, settings.store
+    tor, store, control = settings.tor, settings.store, settings.control
+    socket = None if control.socket is None else directory / control.socket
     snapshot = None if store.snapshot is None else directory / store.snapshot
     return replace(
         settings,
@@ -426,7 +437,9 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
             directory=directory / tor.directory,
             include=None if tor.include is None else directory / tor.include,
             onion_key=directory / tor.onion_key,
+            clients=directory / tor.clients,
         ),
+        control=replace(control, socket=socket),
         store=replace(store, path=directory / store.path, snapshot=snapshot),
     )
 

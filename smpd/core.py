@@ -201,6 +201,11 @@ class EdgeChannel:
             reactor, sock, self._receive, self._drained, self._lost, bounded=True
         )
 
+    @property
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._lines)
+
     def stall(self, line: EdgeLine) -> bool:
         """Notes that a line is to be told when the edge takes more again; gives True."""
         self._stalled.add(line)
@@ -290,6 +295,11 @@ class EdgeProcess:
         self.listening: Deferred[None] | None = Deferred()
         self._stopped: Deferred[None] | None = None
         self._ended: Deferred[None] | None = None
+
+    @property
+    def connections(self) -> int:
+        """How many it has that have shaken hands."""
+        return 0 if self._channel is None else self._channel.connections
 
     def start(self) -> None:
         """Starts the process."""
@@ -444,6 +454,11 @@ class Edges:
         self.start = start
         self.reactor = reactor
         self.processes: list[EdgeProcess] = []
+
+    @property
+    def connections(self) -> int:
+        """How many there are now, of those that have shaken hands."""
+        return sum(process.connections for process in self.processes)
 
     def buildReceiver(self, address: IAddress) -> None:
         """Refuses: connections are accepted by edges."""

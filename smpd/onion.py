@@ -14,6 +14,7 @@ from twisted.internet.endpoints import clientFromString
 from smpd.config import OWN_TOR, Settings
 from smpd.credentials import PRIVATE, CredentialsError, create
 from smpd.endpoints import onion_target
+from torcfg.client_files import ClientFiles
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
 from txsimplex.addresses import Host
@@ -86,4 +87,11 @@ def onion_services(settings: Settings, reactor: Any) -> Iterator[IService]:
         control = process.control
     else:
         control = clientFromString(reactor, tor.control)
-    yield OnionPublisher(reactor, control, onion_key(settings), service, password=tor.password)
+    yield OnionPublisher(
+        reactor,
+        control,
+        onion_key(settings),
+        service,
+        password=tor.password,
+        clients=ClientFiles(tor.clients).keys,
+    )

@@ -371,6 +371,11 @@ class SessionFactory:
         self.sessions: set[Session] = set()
         self._closed: Deferred[None] | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self.sessions)
+
     def buildReceiver(self, address: IAddress) -> Session:
         """A session for a connection that was just accepted."""
         session = Session(self)

@@ -36,6 +36,7 @@ from smpd.config import (
     StoreSettings,
     load,
 )
+from smpd.control import ControlSocket
 from smpd.conversation import Conversations
 from smpd.core import Edges
 from smpd.credentials import CredentialsError, read_identity
@@ -47,6 +48,7 @@ from smpd.proxying import make_proxy
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
+from smpd.running import PublishedOnion, RunningRelay
 from smpd.session import SameProcess, Session, SessionFactory, SessionLimits
 from smpd.stopping import Stopping
 from smpd.stores.drivers import without_postgres
@@ -189,7 +191,19 @@ class RelayService(MultiService):
         Rounds(self.relay, conversations, intervals(settings), reactor).setServiceParent(self)
         self.reload = Reload(settings, self.sessions)
         self.reload.setServiceParent(self)
+        self._listen_to_the_sysadmin(settings)
         Stopping(reactor).setServiceParent(self)
+
+    def _listen_to_the_sysadmin(self, settings: Settings) -> None:
+        path = settings.control.socket
+        if path is not None:
+            running = RunningRelay(
+                settings.server.processes, self.sessions, self._onions, self._reactor.seconds
+            )
+            ControlSocket(self._reactor, path, running.requests).setServiceParent(self)
+
+    def _onions(self) -> list[PublishedOnion]:
+        return [service for service in self if isinstance(service, PublishedOnion)]
 
     @inlineCallbacks
     def stopService(self) -> Any:

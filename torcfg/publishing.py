@@ -111,10 +111,15 @@ class OnionPublisher(Service):
         self._changed = changed
         self._protocol: TorControlProtocol | None = None
         self._commands = DeferredLock()
-        # Those who may connect as far as this control connection has told; nobody before.
+        # Those who may connect, as was told by this control connection: nobody at first.
         self._let_in: Sequence[str] | None = ()
         self._running: Deferred[None] | None = None
         self._failures = 0
+
+    @property
+    def clients(self) -> int | None:
+        """How many clients may connect as tor was told last; None for everybody."""
+        return None if self._let_in is None else len(self._let_in)
 
     # -- starting and stopping
 

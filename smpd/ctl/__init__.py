@@ -16,7 +16,16 @@ from typing import Any, NoReturn
 
 from smpd.config import DEFAULT_PATH
 from smpd.credentials import CredentialsError
-from smpd.ctl import address, certificate, check, database, installation, onion, store
+from smpd.ctl import (
+    address,
+    certificate,
+    check,
+    database,
+    installation,
+    onion,
+    status,
+    store,
+)
 from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError
@@ -56,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     installation.add_to(commands)
     address.add_to(commands)
+    status.add_to(commands)
     certificate.add_to(commands)
     onion.add_to(commands)
     check.add_to(commands)

@@ -1,4 +1,4 @@
-"""`smpctl onion`: the key of the relay's onion service, which its name is made of."""
+"""`smpctl onion`: the relay's onion service: its key, which its name is made of, and clients."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from smpd.config import Settings, load
 from smpd.credentials import PRIVATE, create, replace
+from smpd.ctl import onion_clients
 from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
 from smpd.onion import read_key_file, read_onion_key
@@ -29,9 +30,10 @@ def add_to(commands: Any) -> None:
     """Adds the subcommand to the command line."""
     command = commands.add_parser(
         "onion",
-        help="look after the key of the onion service",
-        description="Shows, makes, saves and brings back the key of the relay's onion service. "
-        "Whoever has the key has the name. What is changed takes effect when the relay starts.",
+        help="look after the onion service: its key, and its clients",
+        description="Shows, makes, saves and brings back the key of the relay's onion service, "
+        "and says who may reach it. Whoever has the key has the name. Another key takes effect "
+        "when the relay starts.",
         epilog=_EXAMPLES,
     )
     actions = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -46,6 +48,7 @@ def add_to(commands: Any) -> None:
             action.add_argument("path", type=Path, metavar="PATH", help=each.path)
         add_configuration_to(action)
         action.set_defaults(command=each.run)
+    onion_clients.add_to(actions)
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -355,8 +355,8 @@ ignored = 1
         ),
         (
             "smpd.ini, line 12: [Queues]: found an unknown section; allowed: server, "
-            "protocol, queues, delivery, notifications, inactive_clients, proxy, tor, store "
-            "(did you mean queues?)."
+            "protocol, queues, delivery, notifications, inactive_clients, proxy, tor, control, "
+            "store (did you mean queues?)."
         ),
         (
             "smpd.ini, line 14: [queues]: found the section a second time; allowed: "
