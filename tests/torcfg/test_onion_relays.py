@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_twisted import ensureDeferred
@@ -24,12 +27,15 @@ from tests.torcfg.tors import (
     REACHED,
     OnionRelay,
     comm,
+    control_of,
+    reach,
     smpctl,
     works,
 )
 from torcfg.onion_keys import OnionKey
 from torcfg.tor_process import TorProcess
 from txsimplex.addresses import ServerAddress
+from txsimplex.client.errors import DisconnectedError
 
 pytestmark = BY_TOR
 
@@ -80,6 +86,55 @@ async def test_a_relay_on_a_tor_that_is_there(
         assert ServerAddress.parse(printed.strip()).location.hosts == (process.onion,)
         assert not any(line in process.log for line in ("ADD_ONION", "ED25519-V3"))
         await close_all(connections)
+
+
+@ensureDeferred
+async def test_a_private_relay(host: TorProcess, user: TorProcess, tmp_path: Path) -> None:
+    """Clients are named and removed while it runs."""
+    settings = {"tor.control": f"unix:{host.directory}/control"}
+    connections: list[Connection] = []
+
+    async def ctl(*arguments: str) -> str:
+        return await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), *arguments)
+
+    async def onion() -> dict[str, Any]:
+        status = json.loads(await ctl("status", "--json"))
+        (onion,) = status["onion"]
+        assert status["connections"] >= len(connections)
+        return dict(onion)
+
+    with OnionRelay(tmp_path, settings) as process:
+        relay, address = Relay(process, connections), process.onion.text
+        while (await onion())["state"] != "published":
+            await pause(0.2)
+        assert (await onion()) | {"since": 0} == {
+            "host": address,
+            "state": "published",
+            "detail": "",
+            "since": 0,
+            "clients": None,
+        }
+        await works(user, relay, address)
+        line = await ctl("onion", "clients", "add", "alice")
+        for connection in connections:
+            await connection.lost()
+        connections.clear()
+        with pytest.raises(DisconnectedError, match="SocksError"):
+            await reach(user, relay, address)
+        control = await control_of(user)
+        name, _, _, secret = line.strip().split(":")
+        encoded = base64.b64encode(base64.b32decode(secret + "====")).decode()
+        await control.queue_command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{encoded}")
+        control.transport.abortConnection()
+        await works(user, relay, address)
+        assert (await onion())["clients"] == 1
+        await close_all(connections)
+        connections.clear()
+        await ctl("onion", "clients", "remove", "alice")
+        with pytest.raises(DisconnectedError, match="SocksError"):
+            await reach(user, relay, address)
+        assert (await onion())["clients"] == 0
+        assert not any(word in process.log for word in ("alice", secret))
 
 
 @ensureDeferred
