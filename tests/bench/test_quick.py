@@ -71,6 +71,12 @@ def test_conversion() -> None:
         assert result[f"{name}_peak_mib"] > 10
 
 
+def test_tor_restarts() -> None:
+    result = run("tor_restarts")
+    assert (result["restarts"], result["faults"]) == (1, [])
+    assert 0 < result["published_p50_s"] < result["reached_p50_s"]
+
+
 def test_proxy() -> None:
     result = run("proxy", "--senders", "4", "--seconds", "1", "--latency-seconds", "1")
     assert result["faults"] == []
