@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from torcfg.whole_files import sync_directory, write_temporary
 from txsimplex.certificates import Certificate, CertificateError, ServerIdentity
 from txsimplex.encoding import ParseError
 from txsimplex.keys import PrivateKey
@@ -36,18 +36,7 @@ def make_directory(path: Path) -> None:
     """Makes a directory for its owner alone, and those above it; one that is there stays."""
     if not path.is_dir():
         path.mkdir(mode=_DIRECTORY, parents=True)
-        _sync_directory(path.parent)
-
-
-def create(path: Path, data: bytes, mode: int) -> None:
-    """Writes a file that is not there yet; raises `FileExistsError` when it is."""
-    temporary = _write_temporary(path, data, mode)
-    try:
-        # Unlike a rename, a link never takes the place of a file.
-        path.hardlink_to(temporary)
-    finally:
-        temporary.unlink()
-    _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def replace(path: Path, data: bytes, mode: int) -> None:
@@ -56,14 +45,14 @@ def replace(path: Path, data: bytes, mode: int) -> None:
     Its owner and group stay, and a group that could read it still can, since
     that may be how the relay's user reads it.
     """
-    temporary = _write_temporary(path, data, mode)
+    temporary = write_temporary(path, data, mode)
     try:
         _take_ownership(path, temporary, mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink()
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def pending(certificate: Path) -> Path:
@@ -96,7 +85,7 @@ def _waits_for(key: Path, certificate: Path) -> bool:
 
 def _take_place(certificate: Path) -> None:
     pending(certificate).replace(certificate)
-    _sync_directory(certificate.parent)
+    sync_directory(certificate.parent)
 
 
 def read_certificates(path: Path) -> list[bytes]:
@@ -157,21 +146,6 @@ def _decoded(path: Path, decode: Callable[[bytes], T], allowed: str) -> T:
         raise CredentialsError(f"{path} does not contain {allowed}") from None
 
 
-def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink()
-        raise
-    return temporary
-
-
 def _take_ownership(path: Path, temporary: Path, mode: int) -> None:
     try:
         old = path.stat()
@@ -181,11 +155,3 @@ def _take_ownership(path: Path, temporary: Path, mode: int) -> None:
     if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
         os.chown(temporary, old.st_uid, old.st_gid)
     temporary.chmod(mode | stat.S_IMODE(old.st_mode) & stat.S_IRGRP)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

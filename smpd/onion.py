@@ -4,52 +4,45 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import clientFromString
 
 from smpd.config import OWN_TOR, Settings
-from smpd.credentials import PRIVATE, CredentialsError, create
+from smpd.credentials import CredentialsError
 from smpd.endpoints import onion_target
 from torcfg.client_files import ClientFiles
+from torcfg.key_files import kept_key, read_key, read_private_key
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
 from txsimplex.addresses import Host
 
+P = ParamSpec("P")
+
 
 def read_onion_key(settings: Settings) -> OnionKey:
     """The key of the onion service. Raises `CredentialsError`."""
-    path = settings.tor.onion_key
-    key = read_key_file(path)
-    if path.stat().st_mode & 0o077:
-        raise CredentialsError(f"{path} may be read by others: make its mode 600")
-    return key
+    return _usable(read_private_key, settings.tor.onion_key)
 
 
 def read_key_file(path: Path) -> OnionKey:
     """The key in a file of tor. Raises `CredentialsError`."""
-    try:
-        return OnionKey.decode(path.read_bytes())
-    except OSError as error:
-        raise CredentialsError(f"{path} cannot be read: {error.strerror}") from None
-    except KeyFileError as error:
-        raise CredentialsError(f"{path} cannot be used: {error}") from None
+    return _usable(read_key, path)
 
 
 def onion_key(settings: Settings) -> OnionKey:
     """The key of the onion service, made if there is none yet. Raises `CredentialsError`."""
-    path = settings.tor.onion_key
-    if not path.exists():
-        try:
-            create(path, OnionKey.generate(os.urandom).encode(), PRIVATE)
-        except FileExistsError:
-            return read_onion_key(settings)
-        except OSError as error:
-            raise CredentialsError(f"{path} cannot be made: {error.strerror}") from None
-    return read_onion_key(settings)
+    return _usable(kept_key, settings.tor.onion_key, os.urandom)
+
+
+def _usable(read: Callable[P, OnionKey], *arguments: P.args, **named: P.kwargs) -> OnionKey:
+    try:
+        return read(*arguments, **named)
+    except KeyFileError as error:
+        raise CredentialsError(str(error)) from None
 
 
 def onion_host(settings: Settings) -> Host | None:

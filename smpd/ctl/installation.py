@@ -15,13 +15,14 @@ from typing import Any
 from twisted.internet.endpoints import quoteStringArgument
 
 from smpd.config import DEFAULT_PATH, OWN_TOR, Settings, parse
-from smpd.credentials import PRIVATE, PUBLIC, create, make_directory, read_certificates
+from smpd.credentials import PRIVATE, PUBLIC, make_directory, read_certificates
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
 from smpd.onion import onion_host
 from torcfg.onion_keys import OnionKey
+from torcfg.whole_files import create
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey

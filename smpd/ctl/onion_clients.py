@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from smpd.config import Settings, load
-from smpd.credentials import create
 from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
 from smpd.ctl.running import NotRunning, ask, control_socket
@@ -18,6 +17,7 @@ from smpd.onion import read_onion_key
 from torcfg.client_files import MOST_CLIENTS, ClientFiles
 from torcfg.client_keys import ClientKey, is_client_name, read_public
 from torcfg.onion_keys import KeyFileError
+from torcfg.whole_files import create
 
 _EXAMPLES = """\
 examples:

@@ -16,7 +16,6 @@ from smpd.credentials import (
     PRIVATE,
     PUBLIC,
     CredentialsError,
-    create,
     make_directory,
     pending,
     read_certificates,
@@ -25,6 +24,7 @@ from smpd.credentials import (
     replace,
     replace_pair,
 )
+from torcfg.whole_files import create
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.pem import encode_certificates, encode_key

@@ -18,10 +18,11 @@ import qrcode
 
 from smpd import ctl
 from smpd.config import Settings, load
-from smpd.credentials import create, read_certificates, read_identity, read_key
+from smpd.credentials import read_certificates, read_identity, read_key
 from smpd.ctl import installation
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.errors import CommandError
+from torcfg.whole_files import create
 from txsimplex.addresses import ServerAddress
 from txsimplex.certificates import Certificate, fingerprint
 from txsimplex.client.session import utc_now

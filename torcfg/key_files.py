@@ -1,0 +1,48 @@
+"""The file of an onion service's key: read, and made where there is none.
+
+It is a file ``hs_ed25519_secret_key`` of tor, for its owner alone. Errors are sentences that name
+the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from torcfg.onion_keys import KeyFileError, OnionKey
+from torcfg.whole_files import create
+
+__all__ = ["kept_key", "read_key", "read_private_key"]
+
+_PRIVATE: Final = 0o600
+
+
+def read_key(path: Path) -> OnionKey:
+    """The key in a file, whoever may read that. Raises `KeyFileError`."""
+    try:
+        return OnionKey.decode(path.read_bytes())
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+    except KeyFileError as error:
+        raise KeyFileError(f"{path} cannot be used: {error}") from None
+
+
+def read_private_key(path: Path) -> OnionKey:
+    """The key in a file that nobody else may read. Raises `KeyFileError`."""
+    key = read_key(path)
+    if path.stat().st_mode & 0o077:
+        raise KeyFileError(f"{path} may be read by others: make its mode 600")
+    return key
+
+
+def kept_key(path: Path, random: Callable[[int], bytes]) -> OnionKey:
+    """The key in a file, made if there is none yet. Raises `KeyFileError`."""
+    if not path.exists():
+        try:
+            create(path, OnionKey.generate(random).encode(), _PRIVATE)
+        except FileExistsError:
+            return read_private_key(path)
+        except OSError as error:
+            raise KeyFileError(f"{path} cannot be made: {error.strerror}") from None
+    return read_private_key(path)
