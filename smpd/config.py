@@ -10,11 +10,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smpd.endpoints import ENDPOINTS, endpoint, endpoint_parts, onion_target, tcp_port
+from smpd.endpoints import ENDPOINTS, endpoint, onion_endpoints, onion_target, tcp_port
 from smpd.ini import (
     ConfigurationError,
     Document,
@@ -31,6 +32,7 @@ from smpd.ini import (
     whole_number,
     words,
 )
+from torcfg.descriptions import is_control
 from txsimplex.addresses import (
     DEFAULT_SMP_PORT,
     Host,
@@ -214,10 +216,15 @@ class ServerSettings:
 
     @property
     def port(self) -> int:
-        """The port of the printed address: `address_port`, or that of the first TCP endpoint."""
+        """The port of the printed address: `address_port`, or that of the first TCP endpoint.
+
+        Without one, that of the first endpoint that is an onion service.
+        """
         if self.address_port is not None:
             return self.address_port
-        return next((port for d in self.listen if (port := tcp_port(d))), DEFAULT_SMP_PORT)
+        ports = [port for description in self.listen if (port := tcp_port(description))]
+        ports += [each.ports[0] for each in onion_endpoints(self.listen)]
+        return ports[0] if ports else DEFAULT_SMP_PORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,18 +309,9 @@ class ProxySettings:
     retry_time: float = setting(seconds(0, 20), 0.0)
 
 
-def _decimal(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else -1
-
-
 def _read_control(text: str) -> str:
     """Where tor's control socket or port is, as an endpoint, or `OWN_TOR`."""
-    kind, arguments, _ = endpoint_parts(text)
-    if text != OWN_TOR and (
-        {"unix": 1, "tcp": 2}.get(kind) != len(arguments)
-        or "" in arguments
-        or (kind == "tcp" and not 0 < _decimal(arguments[1]) < 65536)
-    ):
+    if text != OWN_TOR and not is_control(text):
         raise Refused((quoted(text), None))
     return text
 
@@ -388,15 +386,14 @@ class Settings:
     control: ControlSettings = field(default_factory=ControlSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
 
-    def address(self, key_hash: bytes, onion: Host | None = None) -> ServerAddress | None:
+    def address(self, key_hash: bytes, onions: Sequence[Host] = ()) -> ServerAddress | None:
         """The relay's address with its password, None without hosts.
 
-        `key_hash` is the fingerprint of the relay's identity, `onion` its onion service, which
-        stands last. The default port is left out (smp-wire.md §13).
+        `key_hash` is the fingerprint of the relay's identity, `onions` its onion services, which
+        stand last. The default port is left out (smp-wire.md §13).
         """
         hosts = self.server.hosts
-        if onion is not None and onion not in hosts:
-            hosts = (*hosts, onion)
+        hosts += tuple(onion for onion in onions if onion not in hosts)
         if not hosts:
             return None
         port = "" if self.server.port == DEFAULT_SMP_PORT else str(self.server.port)
@@ -422,6 +419,7 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     _check_files(document, server)
     _check_processes(document, server)
     _check_tor(document, settings)
+    _check_onion_endpoints(document, settings, directory)
     _check_store(document, settings.store)
     if document.faults:
         raise ConfigurationError(sorted(document.faults, key=lambda fault: fault.line or 0))
@@ -474,6 +472,28 @@ def _check_tor(document: Document, settings: Settings) -> None:
             "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
             "listen",
         )
+
+
+def _check_onion_endpoints(document: Document, settings: Settings, directory: Path) -> None:
+    server, tor = settings.server, settings.tor
+    keys = [directory / tor.onion_key] if tor.onion else []
+    for each in onion_endpoints(server.listen):
+        if server.port not in each.ports:
+            document.refuse(
+                "server",
+                "listen",
+                "an onionservice endpoint that is not reached by the relay's address",
+                f"its port, {server.port}, among those of the endpoint",
+                "address_port",
+            )
+        if each.key in keys:
+            document.refuse(
+                "server",
+                "listen",
+                f"an onionservice endpoint with {quoted(str(each.key))}",
+                "a key that no other onion service of the relay has",
+            )
+        keys.append(each.key)
 
 
 def _check_versions(document: Document, protocol: ProtocolSettings) -> None:

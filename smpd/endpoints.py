@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from smpd.ini import Refused, quoted, whole_number
-
-
-def endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
-    """Kind, arguments and named arguments of an endpoint description, escapes resolved."""
-    parts: list[list[str]] = [[""]]
-    characters = iter(description)
-    for character in characters:
-        if character == ":":
-            parts.append([""])
-        elif character == "=" and len(parts[-1]) == 1:
-            parts[-1].append("")
-        else:
-            if character == "\\":
-                character = next(characters, "")
-            parts[-1][-1] += character
-    arguments = [part[0] for part in parts if len(part) == 1]
-    named = {part[0]: part[1] for part in parts if len(part) == 2}
-    return (arguments[0] if arguments else "", arguments[1:], named)
-
+from torcfg.descriptions import PREFIX, DescriptionError, OnionDescription, endpoint_parts
 
 ENDPOINTS = (
     "one or more Twisted endpoint descriptions, such as tcp:5223, "
@@ -34,6 +16,9 @@ ENDPOINTS = (
 def endpoint(description: str) -> str:
     """A description of where to listen; how far it is right is seen when it listens."""
     kind, arguments, named = endpoint_parts(description)
+    if kind == PREFIX:
+        _check_onion(arguments, named)
+        return description
     if kind in ("ssl", "tls"):
         raise Refused((quoted(description), "tcp instead, since the relay does TLS itself"))
     if not kind or not (arguments or named) or "" in (*arguments, *named, *named.values()):
@@ -45,6 +30,25 @@ def endpoint(description: str) -> str:
         except Refused:
             raise Refused((quoted(description), "a port from 0 to 65535 after tcp:")) from None
     return description
+
+
+def _check_onion(arguments: Sequence[str], named: Mapping[str, str]) -> None:
+    try:
+        given = OnionDescription.read(arguments, named)
+    except DescriptionError as error:
+        raise Refused((error.found, error.allowed)) from None
+    for path in filter(None, (given.key, given.socket, given.password_file)):
+        # smpctl reads the key, too, and is called in any directory.
+        if not path.is_absolute():
+            raise Refused((quoted(str(path)), f"whole paths in an {PREFIX} endpoint"))
+
+
+def onion_endpoints(listen: Sequence[str]) -> tuple[OnionDescription, ...]:
+    """Those that are onion services by themselves."""
+    parts = [endpoint_parts(description) for description in listen]
+    return tuple(
+        OnionDescription.read(rest, named) for kind, rest, named in parts if kind == PREFIX
+    )
 
 
 def tcp_port(description: str) -> int | None:

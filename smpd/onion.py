@@ -13,7 +13,7 @@ from twisted.internet.endpoints import clientFromString
 
 from smpd.config import OWN_TOR, Settings
 from smpd.credentials import CredentialsError
-from smpd.endpoints import onion_target
+from smpd.endpoints import onion_endpoints, onion_target
 from torcfg.client_files import ClientFiles
 from torcfg.key_files import kept_key, read_key, read_private_key
 from torcfg.onion_keys import KeyFileError, OnionKey
@@ -46,8 +46,15 @@ def _usable(read: Callable[P, OnionKey], *arguments: P.args, **named: P.kwargs) 
 
 
 def onion_host(settings: Settings) -> Host | None:
-    """The host of the onion service; None when the relay is none. Raises `CredentialsError`."""
+    """The host of the onion service of ``[tor]``, if there is one. Raises `CredentialsError`."""
     return Host.parse(read_onion_key(settings).address) if settings.tor.onion else None
+
+
+def onion_hosts(settings: Settings) -> list[Host]:
+    """The hosts of all onion services, those of endpoints last. Raises `CredentialsError`."""
+    own = onion_host(settings)
+    keys = [_usable(read_private_key, each.key) for each in onion_endpoints(settings.server.listen)]
+    return [*([] if own is None else [own]), *(Host.parse(key.address) for key in keys)]
 
 
 def onion_services(settings: Settings, reactor: Any) -> Iterator[IService]:

@@ -56,7 +56,9 @@ from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
 from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
 from smpd.stores.sqlite import open_sqlite
+from torcfg.endpoints import OnionPort
 from txsimplex import fast_reactor
+from txsimplex.addresses import Host
 from txsimplex.block_port import ReceiverFactory
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.certificates import ServerIdentity
@@ -322,8 +324,7 @@ class Listener(Service):
         sessions = self._entrance.sessions
         if sessions is None:
             return
-        onion = onion_host(self._settings)
-        address = self._settings.address(sessions.identity.key_hash, onion)
+        address = self._settings.address(sessions.identity.key_hash, self._onion_hosts())
         if address is None:
             self.log.warn(  # noqa: G010 (the name Twisted gives it)
                 "the configuration sets no hosts, so the relay has no address to give"
@@ -331,6 +332,17 @@ class Listener(Service):
         else:
             # Without the password, since the log may be read by more than the operator.
             self.log.info("SMP relay ready: {address}", address=str(address.without_password()))
+
+    def _onion_hosts(self) -> list[Host]:
+        own = onion_host(self._settings)
+        # Of the ports: privileges to read their keys may be gone.
+        others = [Host.parse(each.getHost().host) for each in self.onion_ports]
+        return others if own is None else [own, *others]
+
+    @property
+    def onion_ports(self) -> list[OnionPort]:
+        """Those that are onion services; the `publisher` of each says how far it is."""
+        return [port for port in self.ports if isinstance(port, OnionPort)]
 
     @inlineCallbacks
     def stopService(self) -> Any:

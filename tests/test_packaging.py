@@ -136,7 +136,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_the_code_and_its_data(wheel: Path) -> None:
-    expected = {"twisted/plugins/smpd_dropin.py"}
+    expected = {"twisted/plugins/smpd_dropin.py", "twisted/plugins/torcfg_dropin.py"}
     for package in PACKAGES:
         for suffix in ("*.py", "*.sql", "*.ini", "py.typed"):
             expected |= {str(file.relative_to(ROOT)) for file in (ROOT / package).rglob(suffix)}

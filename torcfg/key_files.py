@@ -1,7 +1,7 @@
-"""The file of an onion service's key: read, and made where there is none.
+"""The file of an onion service's key: read, and made where there is none; and of a password.
 
-It is a file ``hs_ed25519_secret_key`` of tor, for its owner alone. Errors are sentences that name
-the file.
+The key is in a file ``hs_ed25519_secret_key`` of tor. Both are for their owner alone. Errors are
+sentences that name the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.whole_files import create
 
-__all__ = ["kept_key", "read_key", "read_private_key"]
+__all__ = ["kept_key", "read_key", "read_password", "read_private_key"]
 
 _PRIVATE: Final = 0o600
 
@@ -31,8 +31,7 @@ def read_key(path: Path) -> OnionKey:
 def read_private_key(path: Path) -> OnionKey:
     """The key in a file that nobody else may read. Raises `KeyFileError`."""
     key = read_key(path)
-    if path.stat().st_mode & 0o077:
-        raise KeyFileError(f"{path} may be read by others: make its mode 600")
+    _refuse_readers(path)
     return key
 
 
@@ -46,3 +45,26 @@ def kept_key(path: Path, random: Callable[[int], bytes]) -> OnionKey:
         except OSError as error:
             raise KeyFileError(f"{path} cannot be made: {error.strerror}") from None
     return read_private_key(path)
+
+
+def read_password(path: Path) -> str:
+    """The password of a control port, in a file that nobody else may read.
+
+    It is the first line. Raises `KeyFileError`.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"{path} cannot be used: it is not UTF-8") from None
+    _refuse_readers(path)
+    password = text.partition("\n")[0]
+    if not password or not password.isprintable():
+        raise KeyFileError(f"{path} cannot be used: it does not begin with a line of text")
+    return password
+
+
+def _refuse_readers(path: Path) -> None:
+    if path.stat().st_mode & 0o077:
+        raise KeyFileError(f"{path} may be read by others: make its mode 600")

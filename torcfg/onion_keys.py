@@ -26,7 +26,10 @@ _CHECKSUM_SIZE: Final = 2
 
 
 class KeyFileError(ValueError):
-    """What was read is not the key of an onion service; the text says why, not what."""
+    """What was read is not the key of an onion service, or a file cannot be used.
+
+    The text says why, not what was in it.
+    """
 
 
 def _checksum(public: bytes) -> bytes:

@@ -149,6 +149,9 @@ class OnionPublisher(Service):
             try:
                 await self._publish()
             except _TroubleError as trouble:
+                if not self.running:
+                    # Of having been stopped while it was connecting.
+                    raise CancelledError from None
                 self._note(State.AWAY, str(trouble))
             delay = _retry_delay(self._failures)
             self._failures += 1

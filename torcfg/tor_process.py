@@ -20,12 +20,12 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from torcfg.descriptions import LONGEST_SOCKET_PATH
+
 __all__ = ["TorProcess", "torrc"]
 
 END_TIME: Final = 10.0
 """Seconds that tor has to end before it is killed."""
-_LONGEST_PATH: Final = 107
-"""Bytes of the path of a Unix socket."""
 _TORRC: Final = """\
 # Written at each start of the relay.
 DataDirectory {directory}/data
@@ -55,8 +55,10 @@ def torrc(directory: Path, *, socks: bool, single_hop: bool, include: Path | Non
     for each in (path, str(include or "")):
         if not each.isprintable() or set(each) & set(' "#\\'):
             raise ValueError(f"{each!r} has a character that a torrc cannot hold")
-    if len(os.fsencode(f"{path}/control")) > _LONGEST_PATH:
-        raise ValueError(f"the path of tor's directory has more than {_LONGEST_PATH - 8} bytes")
+    if len(os.fsencode(f"{path}/control")) > LONGEST_SOCKET_PATH:
+        raise ValueError(
+            f"the path of tor's directory has more than {LONGEST_SOCKET_PATH - 8} bytes"
+        )
     if socks and single_hop:
         raise ValueError("a tor for single-hop services has no SOCKS port")
     text = _TORRC.format(directory=path, socks=f"unix:{path}/socks" if socks else "0")

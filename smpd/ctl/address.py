@@ -12,7 +12,7 @@ from smpd.config import load
 from smpd.credentials import read_certificates
 from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
-from smpd.onion import onion_host
+from smpd.onion import onion_hosts
 from txsimplex.addresses import ServerAddress
 from txsimplex.certificates import fingerprint
 
@@ -40,7 +40,7 @@ def add_to(commands: Any) -> None:
 def _address(arguments: argparse.Namespace) -> None:
     settings = load(arguments.config)
     authority = read_certificates(settings.server.ca_certificate)
-    address = settings.address(fingerprint(authority[0]), onion_host(settings))
+    address = settings.address(fingerprint(authority[0]), onion_hosts(settings))
     if address is None:
         raise CommandError(f"{arguments.config} sets no hosts, so there is no address to print")
     print(address)

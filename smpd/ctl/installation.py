@@ -19,8 +19,9 @@ from smpd.credentials import PRIVATE, PUBLIC, make_directory, read_certificates
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
 from smpd.ctl.errors import CommandError, UsageError
+from smpd.endpoints import onion_endpoints
 from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
-from smpd.onion import onion_host
+from smpd.onion import onion_hosts, read_key_file
 from torcfg.onion_keys import OnionKey
 from torcfg.whole_files import create
 from txsimplex.certificates import fingerprint
@@ -117,7 +118,8 @@ def _init(arguments: argparse.Namespace) -> None:
     if arguments.random_password:
         password = secrets.token_urlsafe(_PASSWORD_SIZE)
     hosts, listen = arguments.host or [], arguments.listen
-    if not hosts and not arguments.onion:
+    onion = arguments.onion or onion_endpoints(" ".join(listen or ()).split())
+    if not hosts and not onion:
         raise UsageError("init: a relay needs a --host, or --onion")
     if not hosts and not listen:
         socket = quoteStringArgument(str(directory.absolute() / "onion.sock"))
@@ -157,17 +159,21 @@ def _configuration(
 def _credentials(settings: Settings, algorithm: Algorithm) -> dict[Path, tuple[bytes, int]]:
     """The files of a new identity and its first online certificate, with their modes.
 
-    And of the key of the onion service, if it is to be one.
+    And of the keys of onion services, if it is to be any; those of endpoints may be there.
     """
     server, tor = settings.server, settings.tor
-    onion = OnionKey.generate(os.urandom) if tor.onion else None
-    name = common_name(server) or ("" if onion is None else onion.address)
+    endpoints = [each.key for each in onion_endpoints(server.listen)]
+    kept = {path: read_key_file(path) for path in endpoints if path.exists()}
+    paths = [*([tor.onion_key] if tor.onion else []), *endpoints]
+    made = {path: OnionKey.generate(os.urandom) for path in paths if path not in kept}
+    onions = [(kept | made)[path].address for path in paths]
+    name = common_name(server) or next(iter(onions), "")
     since = start_of_validity(datetime.now(UTC))
     authority_key = PrivateKey.generate(algorithm, os.urandom)
     authority = make_authority(authority_key, since, os.urandom)
     key = PrivateKey.generate(algorithm, os.urandom)
     online = make_online(name, key.public, authority, authority_key, since, os.urandom)
-    keys = {} if onion is None else {tor.onion_key: (onion.encode(), PRIVATE)}
+    keys = {path: (key.encode(), PRIVATE) for path, key in made.items()}
     return keys | {
         server.ca_certificate.with_suffix(".key"): (encode_key(authority_key), PRIVATE),
         server.ca_certificate: (encode_certificates([authority]), PUBLIC),
@@ -192,7 +198,7 @@ def _create_all(contents: dict[Path, tuple[bytes, int]]) -> None:
 def _report(settings: Settings, paths: list[Path], *, qr: bool) -> None:
     server = settings.server
     key_hash = fingerprint(read_certificates(server.ca_certificate)[0])
-    address = settings.address(key_hash, onion_host(settings))
+    address = settings.address(key_hash, onion_hosts(settings))
     assert address is not None
     print("Made " + ", ".join(map(str, paths)))
     print()

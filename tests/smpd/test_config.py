@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from smpd.config import Settings, load, parse
-from smpd.endpoints import onion_target
+from smpd.endpoints import onion_endpoints, onion_target
 from smpd.ini import ConfigurationError, Fault
 from txsimplex.addresses import Host, HostKind, ServerAddress, SocksAuth, SocksLogin, SocksProxy
 
@@ -392,6 +392,9 @@ def test_one_file_for_two_things() -> None:
         ("unix:/run/smpd.sock", "", 5223),
         ("unix:/run/smpd.sock tcp6:port=8443", "", 8443),
         ("tcp:0", "", 5223),
+        ("onionservice:443+5223:key=/srv/onion.key", "", 443),
+        ("onionservice:443+5223:key=/srv/onion.key", "5223", 5223),
+        ("onionservice:443+5223:key=/srv/onion.key tcp:5223", "", 5223),
     ],
 )
 def test_the_port_of_the_printed_address(listen: str, address_port: str, port: int) -> None:
@@ -611,16 +614,81 @@ def test_an_onion_service_of_what_tor_cannot_connect_to(listen: str) -> None:
     assert settings(f"[server]\nlisten = {listen}").tor.onion is False
 
 
+ONION = "onionservice:5223:key=/srv/onion.key"
+
+
+@pytest.mark.parametrize(
+    ("listen", "more", "found", "allowed"),
+    [
+        (
+            "onionservice:0:key=/srv/onion.key",
+            "",
+            "ports '0' in an onionservice endpoint",
+            "ports from 1 to 65535, each once, such as 5223+443",
+        ),
+        (f"{ONION}:pow=on", "", "pow 'on' in an onionservice endpoint", "yes or no"),
+        (
+            "onionservice:5223:key=onion.key",
+            "",
+            '"onion.key"',
+            "whole paths in an onionservice endpoint",
+        ),
+        (f"{ONION}:socket=o", "", '"o"', "whole paths in an onionservice endpoint"),
+        (
+            f"tcp:443 {ONION}",
+            "",
+            "an onionservice endpoint that is not reached by the relay's address",
+            "its port, 443, among those of the endpoint",
+        ),
+        (
+            f"{ONION} {ONION}:socket=/srv/other",
+            "",
+            'an onionservice endpoint with "/srv/onion.key"',
+            "a key that no other onion service of the relay has",
+        ),
+        (
+            f"tcp:5223 {ONION}",
+            "[tor]\nonion = on\nonion_key = /srv/onion.key",
+            'an onionservice endpoint with "/srv/onion.key"',
+            "a key that no other onion service of the relay has",
+        ),
+        (
+            ONION,
+            "[tor]\nonion = on",
+            "nothing that tor can connect to",
+            "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
+        ),
+    ],
+)
+def test_endpoints_that_cannot_be_onion_services(
+    listen: str, more: str, found: str, allowed: str
+) -> None:
+    assert fault(f"[server]\nlisten = {listen}\n{more}") == (
+        f"smpd.ini, line 2: [server] listen: found {found}; allowed: {allowed}."
+    )
+
+
+def test_a_password_that_is_out_of_place_is_not_shown() -> None:
+    assert "hunter2" not in fault(f"[server]\nlisten = {ONION}:password=hunter2")
+
+
+def test_endpoints_that_are_onion_services() -> None:
+    s = settings(f"[server]\nprocesses = 2\nlisten = {ONION} unix:/srv/s {ONION}2:mode=660")
+    given = onion_endpoints(s.server.listen)
+    assert [each.key for each in given] == [Path("/srv/onion.key"), Path("/srv/onion.key2")]
+    assert [each.mode for each in given] == [0o600, 0o660]
+
+
 def test_the_onion_service_is_the_last_host_of_the_address() -> None:
     onion = Host.parse("a" * 56 + ".onion")
     key_hash = bytes(32)
-    both = settings("[server]\nhosts = smp.example.com").address(key_hash, onion)
+    both = settings("[server]\nhosts = smp.example.com").address(key_hash, [onion])
     assert both is not None
     assert [str(host) for host in both.location.hosts] == ["smp.example.com", str(onion)]
-    only = settings("").address(key_hash, onion)
+    only = settings("").address(key_hash, [onion])
     assert only is not None
     assert only.location.hosts == (onion,)
-    twice = settings(f"[server]\nhosts = {onion} smp.example.com").address(key_hash, onion)
+    twice = settings(f"[server]\nhosts = {onion} smp.example.com").address(key_hash, [onion])
     assert twice is not None
     assert twice.location.hosts == (onion, Host.parse("smp.example.com"))
     assert settings("").address(key_hash) is None

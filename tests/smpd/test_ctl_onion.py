@@ -133,6 +133,27 @@ def test_a_relay_that_is_made_as_an_onion_service(
     assert capsys.readouterr().out == f"{address}\n"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_relay_that_is_made_with_an_endpoint_that_is_an_onion_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, there: bool
+) -> None:
+    """A key that is there already is taken."""
+    directory, key = tmp_path / "relay", tmp_path / "relay/onion.key"
+    if there:
+        directory.mkdir()
+        key.touch(0o600)
+        key.write_bytes(OnionKey.generate(os.urandom).encode())
+    before = key.read_bytes() if there else None
+    listen = ["--listen", f"onionservice:443:key={key}"]
+    assert ctl.run(["init", "--directory", str(directory), *listen, "--no-qr"]) == 0
+    printed = capsys.readouterr().out
+    assert before in (None, key.read_bytes())
+    (line,) = (line for line in printed.splitlines() if line.startswith("Address:"))
+    assert line.endswith(f"@{stored(key).address}:443")
+    assert ctl.run(["address", "--config", str(directory / "smpd.ini")]) == 0
+    assert capsys.readouterr().out == f"{line.split()[1]}\n"
+
+
 def test_a_relay_that_nobody_can_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ctl.run(["init", "--directory", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "smpctl: init: a relay needs a --host, or --onion\n"

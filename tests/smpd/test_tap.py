@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from smpd.config import load
 from smpd.credentials import read_certificates
 from smpd.ctl import run as smpctl
 from smpd.tap import RelayService
-from tests.coroutines import finish, in_reactor
+from tests.coroutines import finish, in_reactor, until
+from torcfg.onion_keys import OnionKey
+from torcfg.publishing import State
+from txsimplex.addresses import ServerAddress
+from txsimplex.block_port import ReceiverFactory
 from txsimplex.client.session import open_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -259,3 +263,73 @@ async def test_without_ipv6_it_listens_by_ipv4(
         await shown_leaf(TCP4ClientEndpoint(reactor, "127.0.0.1", host.port))
     finally:
         await service.stopService()
+
+
+def onion_endpoint(directory: Path) -> str:
+    return f"onionservice:5223:key={directory}/onion.key:control=unix\\:{directory}/no-tor"
+
+
+@in_reactor
+async def test_an_endpoint_that_is_an_onion_service(directory: Path) -> None:
+    """It gets TLS on the socket itself, and says how far it is."""
+    from twisted.internet import reactor
+
+    configure(directory, onion_endpoint(directory))
+    service = start(directory)
+    path = directory / "onion.key.sock"
+    try:
+        (port,) = service.listener.onion_ports
+        assert await shown_leaf(UNIXClientEndpoint(reactor, str(path)))
+        assert isinstance(port.factory, ReceiverFactory)
+        await until(lambda: port.publisher.status.state is State.AWAY)
+    finally:
+        await service.stopService()
+    assert port.publisher.status.state is State.STOPPED
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@in_reactor
+async def test_a_relay_tells_of_its_endpoints_that_are_onion_services(
+    directory: Path, processes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from twisted.internet import reactor
+
+    path = configure(directory, onion_endpoint(directory))
+    path.write_text(path.read_text().replace("[queues]", f"processes = {processes}\n[queues]"))
+    process = twistd(path)
+    try:
+        assert process.stdout is not None
+        said = ""
+        while "SMP relay ready" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        told = re.search(r"smp://\S+", said)
+        assert told is not None
+        onion = OnionKey.decode((directory / "onion.key").read_bytes()).address
+        assert told[0].endswith(f"@127.0.0.1,{onion}")
+        capsys.readouterr()
+        assert smpctl(["--config", str(path), "address"]) == 0
+        printed = ServerAddress.parse(capsys.readouterr().out.strip())
+        assert str(printed.without_password()) == told[0]
+        assert await shown_leaf(UNIXClientEndpoint(reactor, f"{directory}/onion.key.sock"))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+        assert "Traceback" not in said + out + err
+    finally:
+        process.kill()
+        process.wait()
+    assert not (directory / "onion.key.sock").exists()
+
+
+def test_an_onion_service_whose_key_cannot_be_used_ends_the_start(directory: Path) -> None:
+    key = directory / "onion.key"
+    key.touch(0o600)
+    key.write_bytes(b"nonsense")
+    status, out, err = ended(configure(directory, onion_endpoint(directory)))
+    assert status == 1
+    assert f"cannot listen on {onion_endpoint(directory)}: " in out + err
+    assert f"{key} cannot be used: not a file hs_ed25519_secret_key of tor" in out + err
+    assert "Traceback" not in out + err
+    assert key.read_bytes() == b"nonsense"
