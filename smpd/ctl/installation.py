@@ -65,7 +65,7 @@ def add_to(commands: Any) -> None:
         type=_option("server", "hosts"),
         metavar="NAME",
         help="name or address of the relay; may be given several times, the main one first; "
-        "none is needed with --onion",
+        "none is needed with --onion, or an onionservice endpoint",
     )
     command.add_argument(
         "--onion",

@@ -8,9 +8,9 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol, serverFromString
 from twisted.internet.error import CannotListenError
@@ -20,6 +20,7 @@ from twisted.protocols.wire import Echo
 from zope.interface.verify import verifyObject
 
 from tests.conformance.clients import pause
+from tests.coroutines import in_reactor, until
 from tests.torcfg.tors import reactor
 from torcfg.endpoints import OnionAddress, OnionEndpoint, OnionPort
 from torcfg.onion_keys import OnionKey
@@ -28,6 +29,8 @@ from torcfg.publishing import State, Status
 
 class Answer(Protocol):
     """Notes what comes."""
+
+    transport: Any
 
     def __init__(self) -> None:
         self.came: Deferred[bytes] = Deferred()
@@ -55,11 +58,8 @@ async def echoes(path: Path) -> None:
 
 
 async def becomes(port: OnionPort, state: State) -> None:
-    for _ in range(500):
-        if port.publisher.status.state is state:
-            return
-        await pause(0.01)
-    raise AssertionError(port.publisher.status)
+    """Waits for a state that comes soon."""
+    await until(lambda: port.publisher.status.state is state)
 
 
 def description(directory: Path, more: str = "") -> str:
@@ -67,7 +67,7 @@ def description(directory: Path, more: str = "") -> str:
     return f"onionservice:80+443:key={directory}/onion.key:{control}{more}"
 
 
-@ensureDeferred
+@in_reactor
 async def test_it_listens_while_tor_is_away(tmp_path: Path) -> None:
     port = await listen(description(tmp_path))
     path = tmp_path / "onion.key.sock"
@@ -86,7 +86,7 @@ async def test_it_listens_while_tor_is_away(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "onion.key"]
 
 
-@ensureDeferred
+@in_reactor
 async def test_it_listens_again_by_the_same_name(tmp_path: Path) -> None:
     port = await listen(description(tmp_path))
     await port.stopListening()
@@ -102,7 +102,7 @@ async def test_it_listens_again_by_the_same_name(tmp_path: Path) -> None:
     await again.stopListening()
 
 
-@ensureDeferred
+@in_reactor
 async def test_the_socket_is_where_it_shall_be(tmp_path: Path) -> None:
     path = tmp_path / "service"
     with socket.socket(socket.AF_UNIX) as left:
@@ -122,7 +122,7 @@ async def test_the_socket_is_where_it_shall_be(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@ensureDeferred
+@in_reactor
 async def test_relative_paths_are_of_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +134,7 @@ async def test_relative_paths_are_of_the_working_directory(
     assert not (tmp_path / "onion.key.sock").exists()
 
 
-@ensureDeferred
+@in_reactor
 async def test_others_may_accept_its_connections(tmp_path: Path) -> None:
     """As edge processes of a relay do."""
     port = await listen(description(tmp_path))
@@ -153,7 +153,7 @@ async def test_others_may_accept_its_connections(tmp_path: Path) -> None:
     await port.stopListening()
 
 
-@ensureDeferred
+@in_reactor
 async def test_what_cannot_be_used(tmp_path: Path) -> None:
     """It is said in a sentence, and nothing is left behind."""
     key, password = tmp_path / "onion.key", tmp_path / "password"
@@ -177,7 +177,7 @@ async def test_what_cannot_be_used(tmp_path: Path) -> None:
     assert {each.name for each in tmp_path.iterdir()} == {"onion.key", "password"}
 
 
-@ensureDeferred
+@in_reactor
 async def test_two_with_one_socket(tmp_path: Path) -> None:
     port = await listen(description(tmp_path))
     with pytest.raises(CannotListenError, match="Cannot acquire lock"):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 import pytest_twisted
-from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.endpoints import UNIXClientEndpoint, quoteStringArgument
 from txtorcon.torcontrolprotocol import TorControlProtocol, TorProtocolFactory
 
 from bench.running import children
@@ -157,14 +157,14 @@ class OnionRelay(RelayProcess):
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         super().__init__(directory, Credentials.make(), {"tor.onion": "on", **settings})
-        self.socket = directory / "onion"
+        self.listen = f"unix:{directory}/onion:mode=600"
 
     def write_configuration(self) -> Path:
-        """With a Unix socket in the place of the port, and without hosts."""
+        """With another endpoint in the place of the port, and without hosts."""
         path = super().write_configuration()
         lines = path.read_text().splitlines()
         kept = [line for line in lines if not line.startswith(("listen =", "hosts ="))]
-        kept.insert(kept.index("[server]") + 1, f"listen = unix:{self.socket}:mode=600")
+        kept.insert(kept.index("[server]") + 1, f"listen = {self.listen}")
         path.write_text("".join(f"{line}\n" for line in kept))
         return path
 
@@ -186,6 +186,20 @@ class OnionRelay(RelayProcess):
             for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
         ]
         return {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"} & own
+
+
+class EndpointRelay(OnionRelay):
+    """A relay that is an onion service by its endpoint, on a tor that is there."""
+
+    def __init__(self, directory: Path, tor: TorProcess, settings: Settings) -> None:
+        super().__init__(directory, {"tor.onion": "off", **settings})
+        self.listen = onion_endpoint(directory, tor)
+
+
+def onion_endpoint(directory: Path, tor: TorProcess) -> str:
+    """The description of an endpoint with its files in `directory`."""
+    control = quoteStringArgument(f"unix:{tor.directory}/control")
+    return f"onionservice:{PORT}:key={directory}/onion.key:control={control}"
 
 
 def comm(pid: int) -> str:

@@ -1,0 +1,84 @@
+"""Endpoints that are onion services, on a real tor."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from pytest_twisted import ensureDeferred
+from twisted.internet.defer import Deferred, TimeoutError as TookTooLong
+from twisted.internet.endpoints import connectProtocol, serverFromString
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.threads import deferToThread
+from twisted.protocols.wire import Echo
+
+from tests.conformance.clients import Connection, Relay, close_all, pause
+from tests.coroutines import until
+from tests.torcfg.test_endpoints import Answer
+from tests.torcfg.tors import (
+    ATTEMPT,
+    BY_TOR,
+    REACHED,
+    EndpointRelay,
+    onion_endpoint,
+    reactor,
+    smpctl,
+    through_tor,
+    works,
+)
+from torcfg.endpoints import OnionPort
+from torcfg.publishing import State
+from torcfg.tor_process import TorProcess
+from txsimplex.addresses import ServerAddress
+from txsimplex.client.socks import SocksError
+
+pytestmark = BY_TOR
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@ensureDeferred
+async def test_a_relay_is_reached_by_its_endpoint(
+    host: TorProcess, user: TorProcess, tmp_path: Path, processes: int
+) -> None:
+    connections: list[Connection] = []
+    with EndpointRelay(tmp_path, host, {"server.processes": processes}) as process:
+        await works(user, Relay(process, connections), process.onion.text)
+        assert process.listening == set()
+        printed = await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "address")
+        assert ServerAddress.parse(printed.strip()).location.hosts == (process.onion,)
+        assert not any(line in process.log for line in ("ADD_ONION", "ED25519-V3"))
+        await close_all(connections)
+        await deferToThread(process.end)
+        assert not (tmp_path / "onion.key.sock").exists()
+
+
+async def reached(user: TorProcess, address: str) -> Answer:
+    """A connection by Tor, after as many attempts as it takes."""
+    deadline = time.monotonic() + REACHED
+    while True:
+        attempt: Deferred[Answer] = connectProtocol(through_tor(user, address), Answer())
+        try:
+            return await attempt.addTimeout(ATTEMPT, reactor())
+        except (SocksError, ConnectError, TookTooLong):
+            if time.monotonic() > deadline:
+                raise
+            await pause(0.5)
+
+
+@ensureDeferred
+async def test_any_program_is_reached_by_its_endpoint(
+    host: TorProcess, user: TorProcess, tmp_path: Path
+) -> None:
+    text = f"{onion_endpoint(tmp_path, host)}:streams=8"
+    endpoint: IStreamServerEndpoint = serverFromString(reactor(), text)
+    port = await endpoint.listen(Factory.forProtocol(Echo))
+    assert isinstance(port, OnionPort)
+    await until(lambda: port.publisher.status.state is State.PUBLISHED, REACHED)
+    answer = await reached(user, port.getHost().host)
+    answer.transport.write(b"hello")
+    assert await answer.came == b"hello"
+    answer.transport.abortConnection()
+    await port.stopListening()
