@@ -11,7 +11,7 @@ from smpd.destinations import Destinations
 from smpd.proxy import Proxy, ProxyRules
 from smpd.reach import Reach
 from txsimplex.addresses import HostMode, RelayLocation, SocksMode
-from txsimplex.client.network import Network, for_each_relay
+from txsimplex.client.network import Network, for_each_relay, socks_at
 from txsimplex.client.pool import RelayPool
 from txsimplex.client.session import SMP_ALPN, Session, open_session
 from txsimplex.tls import client_context
@@ -56,7 +56,7 @@ def destinations(settings: ProxySettings) -> Destinations:
 def network(settings: ProxySettings) -> Network:
     """By which hosts, and whether through SOCKS."""
     return Network(
-        settings.socks_proxy,
+        None if settings.socks_proxy is None else socks_at(settings.socks_proxy),
         SocksMode(settings.socks_mode),
         HostMode.PUBLIC if settings.host_mode == "public" else HostMode.ONION_VIA_SOCKS,
         settings.required_host_mode,

@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IHostnameResolver
+from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from smpd.destinations import Destinations
@@ -28,9 +31,9 @@ from tests.conformance.clients import (
 from tests.conformance.test_o_routing import closed_port
 from tests.conftest import IN_CI
 from tests.socks import SocksMissingError, SocksServer
-from txsimplex.addresses import Host, RelayLocation, SocksAuth, SocksProxy
-from txsimplex.client.errors import ClientError, DisconnectedError, ProxyError
-from txsimplex.client.network import Network, for_each_relay
+from txsimplex.addresses import Host, RelayLocation, SocksAuth, SocksMode, SocksProxy
+from txsimplex.client.errors import ClientError, DisconnectedError, ProxyError, TimedOutError
+from txsimplex.client.network import Network, for_each_relay, socks_at, socks_on
 from txsimplex.client.pool import reason_for_senders
 from txsimplex.client.proxied import through
 from txsimplex.client.session import Session, open_session
@@ -224,7 +227,7 @@ async def open_by_way_of(
     """A session as the proxy opens it, in this process."""
     from twisted.internet import reactor
 
-    way = Network(SocksProxy(Host.parse(host), server.port, SocksAuth.NONE))
+    way = Network(socks_at(SocksProxy(Host.parse(host), server.port, SocksAuth.NONE)))
     reach = Reach(reactor, Destinations(local=True), way, for_each_relay(b"secret"))
     clock: Any = reactor
     return await open_session(reach.endpoint(location), location, proxy=True, clock=clock)
@@ -257,3 +260,30 @@ async def test_a_name_that_the_socks_server_cannot_resolve_is_not_looked_up(
         assert str(reason_for_senders(caught.value)).startswith(NETWORK)
         # The name of the SOCKS server itself is the operator's.
         assert resolver.asked == asked
+
+
+# -- a tor that is not there, or says nothing
+
+
+@ensureDeferred
+async def test_a_socks_socket_that_is_not_there_or_says_nothing(tmp_path: Path) -> None:
+    """As with any relay that cannot be reached, senders are told; nobody waits for ever."""
+    from twisted.internet import reactor
+
+    there = RelayLocation((Host.parse(ONION),), "", bytes(32))
+    path = tmp_path / "socks"
+    way = Network(socks_on(path), SocksMode.ONION)
+    reach = Reach(reactor, Destinations(), way, for_each_relay(b"secret"))
+
+    async def opened() -> Session:
+        endpoint, clock = reach.endpoint(there), cast("Any", reactor)
+        return await open_session(endpoint, there, proxy=True, timeout=0.3, clock=clock)
+
+    with pytest.raises(DisconnectedError) as missing:
+        await opened()
+    accepting = await UNIXServerEndpoint(reactor, str(path)).listen(Factory.forProtocol(Protocol))
+    with pytest.raises(TimedOutError) as silent:
+        await opened()
+    await maybeDeferred(accepting.stopListening)
+    for caught in (missing, silent):
+        assert str(reason_for_senders(caught.value)) == NETWORK

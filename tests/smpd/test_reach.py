@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from smpd.destinations import Destinations
 from smpd.reach import NO_HOST, Reach
 from txsimplex.addresses import Host, HostMode, RelayLocation, SocksMode, SocksProxy
 from txsimplex.client.link import NETWORK
-from txsimplex.client.network import Network, for_each_relay
+from txsimplex.client.network import Network, for_each_relay, socks_at, socks_on
 from txsimplex.client.pool import UnreachableError
 from txsimplex.client.socks import SocksEndpoint
 
@@ -57,7 +58,8 @@ def location(*hosts: str, port: str = "") -> RelayLocation:
     return RelayLocation(tuple(map(Host.parse, hosts)), port, os.urandom(32))
 
 
-TOR = SocksProxy()
+TOR = socks_at(SocksProxy())
+SOCKET = socks_on(Path("/var/lib/smpd/tor/socks"))
 
 
 def reach_of(
@@ -95,6 +97,23 @@ def test_an_onion_service_goes_to_the_socks_proxy_by_its_name() -> None:
     assert connect(reach, where, reactor) == []
     ((host, port, *_),) = reactor.tcpClients
     assert (host, port) == ("127.0.0.1", 9050)
+
+
+@pytest.mark.parametrize("mode", SocksMode)
+@pytest.mark.parametrize("name", [ONION, "a.onion", "a.ONION", "a.oNiOn.", "x-y.onion.."])
+def test_an_onion_service_goes_to_the_relays_own_tor_and_nowhere_else(
+    name: str, mode: SocksMode
+) -> None:
+    """However it is written: what is no name of one is not asked for, or by that tor only."""
+    reactor = WatchedReactor()
+    reach = reach_of(reactor, Network(SOCKET, mode))
+    if name in (ONION, "a.onion") or mode is SocksMode.ALWAYS:
+        assert connect(reach, location(name), reactor) == []
+        assert [client[0] for client in reactor.unixClients] == ["/var/lib/smpd/tor/socks"]
+    else:
+        with pytest.raises(UnreachableError):
+            reach.endpoint(location(name))
+    assert (reactor.resolved, reactor.tcpClients) == ([], [])
 
 
 def test_a_public_host_is_connected_to_directly_unless_all_go_through_the_proxy() -> None:
@@ -144,6 +163,7 @@ def test_what_is_refused_is_not_connected_to() -> None:
 def test_the_socks_proxy_may_be_where_relays_may_not() -> None:
     reactor = WatchedReactor()
     reactor.addresses = ["127.0.0.1"]
-    reach = reach_of(reactor, Network(SocksProxy.parse("localhost:9050"), SocksMode.ALWAYS))
+    socks = socks_at(SocksProxy.parse("localhost:9050"))
+    reach = reach_of(reactor, Network(socks, SocksMode.ALWAYS))
     assert connect(reach, location("smp.example.com"), reactor) == ["localhost"]
     assert [client[:2] for client in reactor.tcpClients] == [("127.0.0.1", 9050)]

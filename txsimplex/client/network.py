@@ -2,6 +2,9 @@
 
 The choice is that of smp-proxy.md §5.2. The name of an onion service is given to a SOCKS
 proxy only, never to the DNS.
+
+network = Network(socks_at(SocksProxy.parse("127.0.0.1:9050")))
+network = Network(socks_on(Path("/run/tor/socks")))
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
     TCP6ClientEndpoint,
+    UNIXClientEndpoint,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint
 
@@ -41,6 +46,24 @@ _NAME_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Socks:
+    """A way to a SOCKS proxy: `endpoint` makes it, given a reactor; `auth` is what it is told."""
+
+    endpoint: Callable[[Any], IStreamClientEndpoint]
+    auth: SocksAuth | SocksLogin = field(default=SocksAuth.ISOLATE, repr=False)
+
+
+def socks_at(proxy: SocksProxy) -> Socks:
+    """A SOCKS proxy at a port. A name for its host is resolved, as it is the user's own."""
+    return Socks(lambda reactor: endpoint_of(reactor, proxy.host, proxy.port), proxy.auth)
+
+
+def socks_on(path: Path) -> Socks:
+    """A SOCKS proxy on a Unix socket, as tor has them, which keeps relays apart."""
+    return Socks(lambda reactor: UNIXClientEndpoint(reactor, str(path)))
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """The settings of a client's own connections; without `socks` they show its address.
 
@@ -48,7 +71,7 @@ class Network:
     connected to.
     """
 
-    socks: SocksProxy | None = field(default=None, repr=False)
+    socks: Socks | None = None
     socks_mode: SocksMode = SocksMode.ALWAYS
     host_mode: HostMode = HostMode.ONION_VIA_SOCKS
     required: bool = False
@@ -72,9 +95,8 @@ class Network:
             raise NoWayError("not a name of the DNS")
         if self.through_socks(host):
             assert self.socks is not None
-            proxy = endpoint_of(reactor, self.socks.host, self.socks.port)
-            credentials = _credentials(self.socks, location, isolation)
-            return SocksEndpoint(proxy, host.text, port, credentials)
+            credentials = _credentials(self.socks.auth, location, isolation)
+            return SocksEndpoint(self.socks.endpoint(reactor), host.text, port, credentials)
         if host.is_onion:
             raise NoWayError("an onion service needs a SOCKS proxy")
         return endpoint_of(reactor, host, port)
@@ -122,8 +144,8 @@ def for_each_relay(secret: bytes) -> Isolation:
 
 
 def _credentials(
-    socks: SocksProxy, location: RelayLocation, isolation: Isolation
+    auth: SocksAuth | SocksLogin, location: RelayLocation, isolation: Isolation
 ) -> SocksCredentials | None:
-    if isinstance(socks.auth, SocksLogin):
-        return SocksCredentials(socks.auth.user.encode(), socks.auth.password.encode())
-    return None if socks.auth is SocksAuth.NONE else isolation(location)
+    if isinstance(auth, SocksLogin):
+        return SocksCredentials(auth.user.encode(), auth.password.encode())
+    return None if auth is SocksAuth.NONE else isolation(location)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 
 from txsimplex.addresses import (
@@ -18,11 +20,20 @@ from txsimplex.addresses import (
     SocksProxy,
 )
 from txsimplex.client.errors import NoWayError
-from txsimplex.client.network import Isolation, Network, for_each_connection, for_each_relay
+from txsimplex.client.network import (
+    Isolation,
+    Network,
+    Socks,
+    for_each_connection,
+    for_each_relay,
+    socks_at,
+    socks_on,
+)
 from txsimplex.client.socks import SocksEndpoint
 
 NAME = "a" * 56 + ".onion"
-TOR = SocksProxy()
+TOR = socks_at(SocksProxy())
+SOCKET = socks_on(Path("/run/tor/socks"))
 APART = for_each_connection(os.urandom)
 ONION_ONLY = Network(TOR, SocksMode.ONION)
 
@@ -63,12 +74,33 @@ def test_whether_the_address_is_protected(
         (ONION_ONLY, ["example.com"], HostnameEndpoint),
         (ONION_ONLY, [NAME], SocksEndpoint),
         (Network(TOR), ["127.0.0.1"], SocksEndpoint),
+        (Network(SOCKET), ["example.com"], SocksEndpoint),
+        (Network(SOCKET, SocksMode.ONION), ["example.com"], HostnameEndpoint),
+        (Network(SOCKET, SocksMode.ONION), ["example.com", NAME], SocksEndpoint),
     ],
 )
 def test_the_endpoint_of_a_host(network: Network, hosts: list[str], kind: type) -> None:
     from twisted.internet import reactor
 
     assert isinstance(network.endpoint(reactor, at(*hosts), APART), kind)
+
+
+@pytest.mark.parametrize("host", [NAME, "example.com", "127.0.0.1"])
+def test_where_the_socks_proxy_is(host: str) -> None:
+    """At a port or on a Unix socket; the relay's own name or address is not tried."""
+
+    def connect(socks: Socks) -> MemoryReactorClock:
+        reactor = MemoryReactorClock()
+        way = Network(socks).endpoint(reactor, at(host), APART)
+        way.connect(Factory.forProtocol(Protocol)).addErrback(lambda failure: None)
+        return reactor
+
+    reactor = connect(TOR)
+    assert [client[:2] for client in reactor.tcpClients] == [("127.0.0.1", 9050)]
+    assert reactor.unixClients == []
+    reactor = connect(SOCKET)
+    assert [client[0] for client in reactor.unixClients] == ["/run/tor/socks"]
+    assert reactor.tcpClients == []
 
 
 @pytest.mark.parametrize("text", [NAME, NAME.upper(), NAME + ".", "x." + NAME, "ü.example.com"])
@@ -93,11 +125,12 @@ def test_no_host_of_the_kind_required() -> None:
 
 
 def test_the_login_is_not_shown() -> None:
-    assert "secret" not in repr(Network(SocksProxy.parse("user:secret@127.0.0.1:9050")))
+    shown = repr(Network(socks_at(SocksProxy.parse("user:secret@127.0.0.1:9050"))))
+    assert not any(part in shown for part in ("user", "secret"))
 
 
 def credentials(
-    socks: SocksProxy, isolation: Isolation = APART, location: RelayLocation = RELAY
+    socks: Socks, isolation: Isolation = APART, location: RelayLocation = RELAY
 ) -> bytes:
     """What the SOCKS proxy is sent first, and when it asks for a name."""
     endpoint = Network(socks).endpoint(MemoryReactorClock(), location, isolation)
@@ -107,16 +140,18 @@ def credentials(
 
 
 def test_what_tor_keeps_connections_apart_by() -> None:
-    assert len({credentials(TOR) for _ in range(5)}) == 5
+    for socks in (TOR, SOCKET):
+        assert len({credentials(socks) for _ in range(5)}) == 5
     for isolation in (APART, for_each_relay(b"secret")):
-        assert credentials(SocksProxy(auth=SocksAuth.NONE), isolation) == b""
-        login = SocksProxy.parse("user:secret@127.0.0.1:9050")
+        assert credentials(socks_at(SocksProxy(auth=SocksAuth.NONE)), isolation) == b""
+        login = socks_at(SocksProxy.parse("user:secret@127.0.0.1:9050"))
         assert credentials(login, isolation) == b"user:secret"
 
 
-def test_what_tor_keeps_relays_apart_by() -> None:
+@pytest.mark.parametrize("socks", [TOR, SOCKET])
+def test_what_tor_keeps_relays_apart_by(socks: Socks) -> None:
     one, other = for_each_relay(b"secret"), for_each_relay(b"another secret")
     relays = (RELAY, at("127.0.0.1", port="5224"), at("127.0.0.2"))
-    names = {credentials(TOR, isolation, relay) for isolation in (one, other) for relay in relays}
+    names = {credentials(socks, isolation, relay) for isolation in (one, other) for relay in relays}
     assert len(names) == 6
-    assert all(credentials(TOR, one, relay) in names for relay in relays)
+    assert all(credentials(socks, one, relay) in names for relay in relays)
