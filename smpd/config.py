@@ -7,7 +7,6 @@ smpd.ini(5) document them for whoever runs a relay.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -15,13 +14,21 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smpd.endpoints import ENDPOINTS, endpoint, onion_endpoints, onion_target, tcp_port
+from smpd.endpoints import (
+    ENDPOINTS,
+    OWN_TOR,
+    endpoint,
+    onion_endpoints,
+    onion_target,
+    tcp_port,
+)
 from smpd.ini import (
     ConfigurationError,
     Document,
     Fault,
     Kind,
     Refused,
+    each_once,
     on_off,
     one_of,
     optional,
@@ -32,6 +39,7 @@ from smpd.ini import (
     whole_number,
     words,
 )
+from smpd.proxy_settings import ProxySettings, is_domain
 from torcfg.descriptions import is_control
 from txsimplex.addresses import (
     DEFAULT_SMP_PORT,
@@ -40,18 +48,13 @@ from txsimplex.addresses import (
     RelayLocation,
     Scheme,
     ServerAddress,
-    SocksLogin,
-    SocksProxy,
     is_password,
 )
 from txsimplex.encoding import ParseError
 
 T = TypeVar("T")
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PATH = Path("/etc/smpd/smpd.ini")
-OWN_TOR = "own"
-"""In the place of an endpoint: a tor that the relay runs itself."""
 LEAST_VERSION = 6
 MOST_VERSION = 18
 
@@ -59,17 +62,6 @@ _LONGEST = 1e9
 """No interval is longer: about 31 years, in seconds."""
 _SHORTEST = 0.01
 _MOST_PROCESSES = 64
-
-
-def _each_once(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
-    def read(text: str) -> tuple[T, ...]:
-        values = kind.read(text)
-        for index, value in enumerate(values):
-            if value in values[:index]:
-                raise Refused((f"{quoted(str(value))} twice", "each once"))
-        return values
-
-    return Kind(read, kind.allowed)
 
 
 def _at_least_one(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
@@ -122,7 +114,6 @@ def _read_database(text: str) -> str:
 
 _CONNECTION = re.compile(r"postgres(ql)?://|[a-z_]+ *=")
 _HOSTS = "domain names, IPv4 or IPv6 addresses and onion names, such as smp.example.com"
-_DOMAIN = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 def _host(text: str) -> Host:
@@ -131,47 +122,11 @@ def _host(text: str) -> Host:
         host = Host.parse(text)
     except ParseError:
         raise Refused((quoted(text), None)) from None
-    if host.kind is HostKind.DOMAIN and not _DOMAIN.fullmatch(text):
+    if host.kind is HostKind.DOMAIN and not is_domain(text):
         raise Refused((quoted(text), None))
     return host
 
 
-_DOMAINS = "domain names, such as example.com"
-_PLACES = "domain names, onion names, addresses and networks, such as example.com or 10.0.0.0/8"
-
-
-def _domain(text: str) -> str:
-    if not _DOMAIN.fullmatch(text):
-        raise Refused((quoted(text), None))
-    return text.lower()
-
-
-def _destination(text: str) -> str | Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError:
-        return _domain(text)
-
-
-def _read_socks(text: str) -> SocksProxy:
-    """As the reference has it (smp-proxy.md §5.2), or with a name for its host."""
-    try:
-        proxy = SocksProxy.parse(text)
-    except ParseError:
-        raise Refused(("", None)) from None
-    login = proxy.auth
-    parts = (login.user, login.password) if isinstance(login, SocksLogin) else ()
-    # SOCKS has room for 255 bytes.
-    if any(len(part.encode()) > 255 for part in parts) or not proxy.port:
-        raise Refused(("", None))
-    if not proxy.host.text.isascii():
-        raise Refused(("", None))
-    return proxy
-
-
-_SOCKS: Kind[SocksProxy] = Kind(
-    _read_socks, "host:port, user:password@host:port or @host:port", secret=True
-)
 _PASSWORD: Kind[bytes] = Kind(
     _read_password, "1 to 255 printable characters without spaces, @, : and /", secret=True
 )
@@ -203,9 +158,9 @@ class ServerSettings:
     """
 
     listen: tuple[str, ...] = setting(
-        _at_least_one(_each_once(words(endpoint, ENDPOINTS))), ("tcp:5223",)
+        _at_least_one(each_once(words(endpoint, ENDPOINTS))), ("tcp:5223",)
     )
-    hosts: tuple[Host, ...] = setting(_each_once(words(_host, _HOSTS)), ())
+    hosts: tuple[Host, ...] = setting(each_once(words(_host, _HOSTS)), ())
     certificate: Path = setting(_path(), Path("server.crt"))  # noqa: RUF009
     key: Path = setting(_path(), Path("server.key"))  # noqa: RUF009
     ca_certificate: Path = setting(_path(), Path("ca.crt"))  # noqa: RUF009
@@ -283,32 +238,6 @@ class InactiveClientSettings:
     check_interval: float = setting(_INTERVAL, 3600.0)
 
 
-@dataclass(frozen=True, slots=True)
-class ProxySettings:
-    """`[proxy]`: whether and how the relay forwards messages to other relays, and takes them.
-
-    `client_concurrency` commands of one client, and `relay_concurrency` of all, may be under
-    way to one relay. `host_mode`, `required_host_mode` and `socks_mode` choose hosts and way.
-    `allowed` and `refused` are names and networks; `local_networks` says whether those that are
-    not public are allowed. Keys of `remembered_keys` commands are kept for each proxy that
-    forwards to this relay. A relay that cannot be reached is tried again for `retry_time` seconds.
-    """
-
-    enabled: bool = setting(on_off(), True)
-    client_concurrency: int = setting(whole_number(1, 10_000), 32)
-    relay_concurrency: int = setting(whole_number(1, 100_000), 256)
-    host_mode: str = setting(one_of("public", "onion"), "public")
-    required_host_mode: bool = setting(on_off(), False)
-    socks_proxy: SocksProxy | None = setting(optional(_SOCKS), None)  # noqa: RUF009
-    socks_mode: str = setting(one_of("onion", "always"), "onion")
-    own_domains: tuple[str, ...] = setting(_each_once(words(_domain, _DOMAINS)), ())
-    allowed: tuple[str | Network, ...] = setting(_each_once(words(_destination, _PLACES)), ())
-    refused: tuple[str | Network, ...] = setting(_each_once(words(_destination, _PLACES)), ())
-    local_networks: bool = setting(on_off(), False)
-    remembered_keys: int = setting(whole_number(0, 100_000_000), 250_000)
-    retry_time: float = setting(seconds(0, 20), 0.0)
-
-
 def _read_control(text: str) -> str:
     """Where tor's control socket or port is, as an endpoint, or `OWN_TOR`."""
     if text != OWN_TOR and not is_control(text):
@@ -337,7 +266,7 @@ class TorSettings:
     password: str | None = setting(optional(_CONTROL_PASSWORD), None)
     onion_key: Path = setting(_path(), Path("onion.key"))  # noqa: RUF009
     clients: Path = setting(_path("a directory"), Path("onion.clients"))  # noqa: RUF009
-    onion_ports: tuple[int, ...] = setting(_each_once(words(_port, _PORTS)), ())
+    onion_ports: tuple[int, ...] = setting(each_once(words(_port, _PORTS)), ())
     most_streams: int = setting(whole_number(0, 65535), 0)
     proof_of_work: bool = setting(on_off(), False)
     single_hop: bool = setting(on_off(), False)
@@ -385,6 +314,15 @@ class Settings:
     tor: TorSettings = field(default_factory=TorSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether clients reach the relay by Tor only, and are not to learn where it is."""
+        hosts, tor, listen = self.server.hosts, self.tor, self.server.listen
+        endpoints = onion_endpoints(listen)
+        service = tor.onion or endpoints or any(host.is_onion for host in hosts)
+        shown = tor.single_hop or any(each.single_hop for each in endpoints)
+        return bool(service) and all(host.is_onion for host in hosts) and not shown
 
     def address(self, key_hash: bytes, onions: Sequence[Host] = ()) -> ServerAddress | None:
         """The relay's address with its password, None without hosts.
@@ -471,6 +409,16 @@ def _check_tor(document: Document, settings: Settings) -> None:
             "nothing that tor can connect to",
             "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
             "listen",
+        )
+
+    if tor.single_hop and tor.control == settings.proxy.socks_proxy == OWN_TOR:
+        document.refuse(
+            "tor",
+            "single_hop",
+            quoted("on"),
+            "off, where the relay's own tor has to take the proxy to others, too "
+            "(socks_proxy = own in [proxy])",
+            "control",
         )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from smpd.ini import Refused, quoted, whole_number
 from torcfg.descriptions import PREFIX, DescriptionError, OnionDescription, endpoint_parts
+
+OWN_TOR: Final = "own"
+"""In the place of an endpoint: a tor that the relay runs itself."""
 
 ENDPOINTS = (
     "one or more Twisted endpoint descriptions, such as tcp:5223, "

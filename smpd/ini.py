@@ -156,6 +156,19 @@ def words(read_word: Callable[[str], T], allowed: str) -> Kind[tuple[T, ...]]:
     return Kind(read, allowed)
 
 
+def each_once(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
+    """Several values of another kind, none of them twice."""
+
+    def read(text: str) -> tuple[T, ...]:
+        values = kind.read(text)
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise Refused((f"{quoted(str(value))} twice", "each once"))
+        return values
+
+    return Kind(read, kind.allowed)
+
+
 def optional(kind: Kind[T]) -> Kind[T | None]:
     """Nothing at all, which is None, or what another kind reads."""
     return Kind(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import clientFromString
+from twisted.internet.interfaces import IStreamClientEndpoint
 
-from smpd.config import OWN_TOR, Settings
+from smpd.config import Settings
 from smpd.credentials import CredentialsError
-from smpd.endpoints import onion_endpoints, onion_target
+from smpd.endpoints import OWN_TOR, onion_endpoints, onion_target
 from torcfg.client_files import ClientFiles
 from torcfg.key_files import kept_key, read_key, read_private_key
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
+from torcfg.tor_process import TorProcess
 from txsimplex.addresses import Host
 
 P = ParamSpec("P")
@@ -57,14 +58,16 @@ def onion_hosts(settings: Settings) -> list[Host]:
     return [*([] if own is None else [own]), *(Host.parse(key.address) for key in keys)]
 
 
-def onion_services(settings: Settings, reactor: Any) -> Iterator[IService]:
-    """What publishes the relay's onion service, if it is one. Raises `CredentialsError`."""
+def onion_services(settings: Settings, reactor: Any, own: TorProcess | None) -> Iterator[IService]:
+    """What publishes the relay's onion service, if it is one. Raises `CredentialsError`.
+
+    `own` is the tor that the relay runs itself, which need not be that of the service.
+    """
     tor = settings.tor
     if not tor.onion:
         return
     # Relays without one need not pay for txtorcon.
     from torcfg.publishing import OnionPublisher
-    from torcfg.tor_process import TorProcess
 
     target = onion_target(settings.server.listen)
     assert target is not None
@@ -75,16 +78,8 @@ def onion_services(settings: Settings, reactor: Any) -> Iterator[IService]:
         single_hop=tor.single_hop,
     )
     if tor.control == OWN_TOR:
-        if shutil.which("tor") is None:
-            raise CredentialsError("[tor] control = own: tor is not installed (Debian: tor)")
-        try:
-            process = TorProcess(
-                reactor, tor.directory, single_hop=tor.single_hop, include=tor.include
-            )
-        except ValueError as error:
-            raise CredentialsError(f"the relay cannot run its own tor: {error}") from None
-        yield process
-        control = process.control
+        assert own is not None
+        control: IStreamClientEndpoint = own.control
     else:
         control = clientFromString(reactor, tor.control)
     yield OnionPublisher(

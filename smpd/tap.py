@@ -30,12 +30,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from smpd.channel import Start
-from smpd.config import (
-    DEFAULT_PATH,
-    Settings,
-    StoreSettings,
-    load,
-)
+from smpd.config import DEFAULT_PATH, Settings, load
 from smpd.control import ControlSocket
 from smpd.conversation import Conversations
 from smpd.core import Edges
@@ -43,20 +38,21 @@ from smpd.credentials import CredentialsError, read_identity
 from smpd.delays import delivery_delay
 from smpd.ini import ConfigurationError
 from smpd.onion import onion_host, onion_services
+from smpd.own_tor import own_tor
 from smpd.proxy import Proxy
-from smpd.proxying import make_proxy
+from smpd.proxying import exposure, make_proxy
 from smpd.relay import Relay
 from smpd.rounds import Intervals, Rounds
 from smpd.rules import Rules
 from smpd.running import PublishedOnion, RunningRelay
 from smpd.session import SameProcess, Session, SessionFactory, SessionLimits
 from smpd.stopping import Stopping
-from smpd.stores.drivers import without_postgres
+from smpd.store_opening import open_store
 from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
-from smpd.stores.snapshot import SnapshotError, discard, load as load_snapshot, save
-from smpd.stores.sqlite import open_sqlite
+from smpd.stores.snapshot import SnapshotError, save
 from torcfg.endpoints import OnionPort
+from torcfg.tor_process import TorProcess
 from txsimplex import fast_reactor
 from txsimplex.addresses import Host
 from txsimplex.block_port import ReceiverFactory
@@ -158,21 +154,28 @@ class RelayService(MultiService):
         except StoreUnusable as error:
             raise SystemExit(str(error)) from None
         try:
-            self._publish_onion()
+            own = self._use_tor()
         except CredentialsError as error:
             raise SystemExit(str(error)) from None
-        self._assemble(self._store)
+        self._assemble(self._store, own)
         super().startService()
 
-    def _publish_onion(self) -> None:
-        for service in onion_services(self._settings, self._reactor):
+    def _use_tor(self) -> TorProcess | None:
+        settings, reactor = self._settings, self._reactor
+        if warning := exposure(settings):
+            self.log.warn("{warning}", warning=warning)  # noqa: G010 (the name Twisted gives it)
+        own = own_tor(settings, reactor)
+        if own is not None:
+            own.setServiceParent(self)
+        for service in onion_services(settings, reactor, own):
             service.setServiceParent(self)
+        return own
 
-    def _assemble(self, store: Store) -> None:
+    def _assemble(self, store: Store, own: TorProcess | None) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
         delay = delivery_delay(settings.delivery.random_delay, reactor)
         self.relay = Relay(store, rules(settings), time.time, os.urandom, delay)
-        self._proxy = make_proxy(settings, self.relay.counters, reactor)
+        self._proxy = make_proxy(settings, self.relay.counters, reactor, own)
         conversations = Conversations(
             self.relay,
             reactor,
@@ -426,41 +429,6 @@ def context(settings: Settings, identity: ServerIdentity) -> Any:
         identity.chain,
         identity.key.encode(),
         request_client_certificate=settings.protocol.request_client_certificates,
-    )
-
-
-def open_store(settings: StoreSettings, reactor: Any) -> Store:
-    """The store that the configuration names. Raises `StoreUnusable`."""
-    if settings.kind == "memory":
-        store = MemoryStore()
-        if settings.snapshot is not None and load_snapshot(settings.snapshot, store):
-            discard(settings.snapshot)
-        return store
-    if settings.kind == "postgres":
-        return _open_shared(settings, reactor)
-    return open_sqlite(
-        settings.path,
-        call_later=reactor.callLater,
-        call_from_thread=reactor.callFromThread,
-        commit_interval=settings.commit_interval,
-        cached_queues=settings.cached_queues,
-    )
-
-
-def _open_shared(settings: StoreSettings, reactor: Any) -> Store:
-    try:
-        from smpd.stores.postgres import open_postgres
-    except ImportError as error:
-        raise without_postgres(error) from None
-    assert settings.database is not None
-    return open_postgres(
-        settings.database,
-        call_later=reactor.callLater,
-        call_from_thread=reactor.callFromThread,
-        connections=settings.connections,
-        commit_interval=settings.commit_interval,
-        cached_queues=settings.cached_queues,
-        answer_timeout=settings.answer_timeout,
     )
 
 

@@ -102,6 +102,11 @@ class TorProcess(Service):
         return UNIXClientEndpoint(self._reactor, str(self.directory / "control"))
 
     @property
+    def socks(self) -> Path:
+        """Where its SOCKS socket is, if it has one."""
+        return self.directory / "socks"
+
+    @property
     def pid(self) -> int | None:
         """The process's number, None while there is none."""
         return None if self._transport is None else self._transport.pid

@@ -14,16 +14,17 @@ from typing import Any
 
 from twisted.internet.endpoints import quoteStringArgument
 
-from smpd.config import DEFAULT_PATH, OWN_TOR, Settings, parse
+from smpd.config import DEFAULT_PATH, Settings, parse
 from smpd.credentials import PRIVATE, PUBLIC, make_directory, read_certificates
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
 from smpd.ctl.errors import CommandError, UsageError
-from smpd.endpoints import onion_endpoints
+from smpd.endpoints import OWN_TOR, onion_endpoints
 from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
 from smpd.onion import onion_hosts, read_key_file
 from torcfg.onion_keys import OnionKey
 from torcfg.whole_files import create
+from txsimplex.addresses import Host
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
@@ -149,6 +150,10 @@ def _configuration(
         values["server", "hosts"] = " ".join(hosts)
     if onion:
         values |= {("tor", "onion"): "on", ("tor", "control"): OWN_TOR}
+        values["proxy", "socks_proxy"] = OWN_TOR
+    if onion and all(Host.parse(host).is_onion for host in " ".join(hosts).split()):
+        # A direct connection to another relay would show it where this one is.
+        values["proxy", "socks_mode"] = "always"
     if listen:
         values["server", "listen"] = " ".join(listen)
     if password:

@@ -565,6 +565,69 @@ def test_a_socks_proxy(text: str, expected: SocksProxy) -> None:
     assert settings(f"[proxy]\nsocks_proxy = {text}").proxy.socks_proxy == expected
 
 
+def test_the_socks_proxy_of_the_relays_own_tor() -> None:
+    """The word alone; with a port it is the name of a host."""
+    given = settings("[proxy]\nsocks_proxy = own").proxy
+    assert (given.socks_proxy, given.own_tor) == ("own", True)
+    assert not settings("[proxy]\nsocks_proxy = own\nenabled = off").proxy.own_tor
+    other = settings("[proxy]\nsocks_proxy = own:9050").proxy
+    assert (other.socks_proxy, other.own_tor) == (SocksProxy(Host.parse("own")), False)
+    assert not settings("").proxy.own_tor
+
+
+@pytest.mark.parametrize("onion", ["on", "off"])
+def test_a_tor_that_hides_nothing_takes_the_proxy_nowhere(onion: str) -> None:
+    text = f"[proxy]\nsocks_proxy = own\n[tor]\nonion = {onion}\ncontrol = own\nsingle_hop = on"
+    assert fault(text) == (
+        'smpd.ini, line 6: [tor] single_hop: found "on"; allowed: off, where the relay\'s own tor '
+        "has to take the proxy to others, too (socks_proxy = own in [proxy])."
+    )
+    for good in (
+        text.replace("control = own", "control = unix:/run/tor/control"),
+        text.replace("socks_proxy = own", "socks_proxy = 127.0.0.1:9050"),
+        text.replace("single_hop = on", "single_hop = off"),
+    ):
+        assert settings(good).tor.onion is (onion == "on")
+
+
+NAME = "a" * 56 + ".onion"
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("", False),
+        ("[tor]\nonion = on", True),
+        ("[tor]\nonion = on\nsingle_hop = on", False),
+        (f"[server]\nhosts = {NAME}", True),
+        (f"[server]\nhosts = {NAME}\n[tor]\nonion = on", True),
+        (f"[server]\nhosts = {NAME} smp.example.com", False),
+        ("[server]\nhosts = 192.0.2.7\n[tor]\nonion = on", False),
+    ],
+)
+def test_whether_tor_hides_where_the_relay_is(text: str, *, hidden: bool) -> None:
+    assert settings(text).hidden is hidden
+
+
+@pytest.mark.parametrize(
+    ("lines", "direct"),
+    [
+        ("", True),
+        ("enabled = off", False),
+        ("socks_proxy = own", True),
+        ("socks_mode = always", True),
+        ("socks_proxy = own\nsocks_mode = always", False),
+        ("socks_proxy = 127.0.0.1:9050\nsocks_mode = always", False),
+        ("socks_proxy = own\nhost_mode = onion", True),
+        ("socks_proxy = own\nhost_mode = onion\nrequired_host_mode = on", False),
+        ("socks_proxy = own\nrequired_host_mode = on", True),
+        ("host_mode = onion\nrequired_host_mode = on", True),
+    ],
+)
+def test_whether_the_proxy_connects_directly(lines: str, *, direct: bool) -> None:
+    assert settings(f"[proxy]\n{lines}").proxy.direct is direct
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -582,7 +645,7 @@ def test_a_socks_proxy(text: str, expected: SocksProxy) -> None:
 def test_what_is_no_socks_proxy(bad: str) -> None:
     assert fault(f"[proxy]\nsocks_proxy = {bad}") == (
         "smpd.ini, line 2: [proxy] socks_proxy: found a value that is not shown; allowed: "
-        "nothing, or host:port, user:password@host:port or @host:port."
+        "nothing, or own, host:port, user:password@host:port or @host:port."
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from smpd import ctl
 from smpd.config import load
+from smpd.proxying import exposure
 from torcfg.onion_keys import OnionKey
 from txsimplex.addresses import ServerAddress
 
@@ -112,7 +113,7 @@ def test_a_key_for_everybody_to_read(relay: Relay) -> None:
     assert relay("show") == (1, "", says)
 
 
-@pytest.mark.parametrize("host", ["smp.example.com", None])
+@pytest.mark.parametrize("host", ["smp.example.com", None, "a.onion"])
 def test_a_relay_that_is_made_as_an_onion_service(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str | None
 ) -> None:
@@ -123,6 +124,10 @@ def test_a_relay_that_is_made_as_an_onion_service(
     printed = capsys.readouterr().out
     settings = load(directory / "smpd.ini")
     assert (settings.tor.onion, settings.tor.control) == (True, "own")
+    # What Tor hides, the proxy does not show to other relays.
+    mode = "onion" if host == "smp.example.com" else "always"
+    assert (settings.proxy.socks_proxy, settings.proxy.socks_mode) == ("own", mode)
+    assert exposure(settings) is None
     name = stored(directory / "onion.key").address
     listen = (f"unix:{tmp_path}/a\\:relay/onion.sock:mode=600",)
     assert settings.server.listen == (listen if host is None else ("tcp:5223",))

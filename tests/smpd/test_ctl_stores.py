@@ -23,12 +23,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from bench.postgres_server import PostgresServer
 from smpd.ctl import run as run_smpctl, store as store_command
 from smpd.ctl.store import Progress
+from smpd.store_opening import open_store
 from smpd.stores import postgres_database
 from smpd.stores.conversion import Counts
 from smpd.stores.interface import StoreUnusable
 from smpd.stores.postgres_database import connect, schema_steps, schema_version, upgrade
 from smpd.stores.sqlite_conversion import SqliteSource
-from smpd.tap import open_store
 from tests.smpd.stores.conversions import (
     PostgresPlace,
     SnapshotPlace,

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from smpd.config import load
 from smpd.credentials import read_certificates
@@ -165,6 +166,20 @@ def start(directory: Path) -> RelayService:
     service.privilegedStartService()
     service.startService()
     return service
+
+
+@pytest.mark.parametrize("proxy", ["on", "off"])
+@in_reactor
+async def test_a_proxy_that_would_show_where_a_hidden_relay_is(directory: Path, proxy: str) -> None:
+    """It is said once. The onion service is one of a torrc here, so that no tor is needed."""
+    path = configure(directory, "tcp:0:interface=127.0.0.1")
+    text = path.read_text().replace("hosts = 127.0.0.1", f"hosts = {'a' * 56}.onion")
+    path.write_text(f"{text}[proxy]\nenabled = {proxy}\n")
+    with capturedLogs() as events:
+        await start(directory).stopService()
+    said = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+    sentences = [line for line in said if "shows them where this relay is" in line]
+    assert len(sentences) == (1 if proxy == "on" else 0)
 
 
 async def stopped(service: RelayService) -> None:
