@@ -147,7 +147,12 @@ async def works(user: TorProcess, relay: Relay, address: str) -> None:
 
 async def control_of(tor: TorProcess) -> TorControlProtocol:
     """A control connection of the test's own."""
-    protocol: TorControlProtocol = await tor.control.connect(TorProtocolFactory())
+    return await control_at(tor.control)
+
+
+async def control_at(control: UNIXClientEndpoint) -> TorControlProtocol:
+    """The same with a tor that is not the test's."""
+    protocol: TorControlProtocol = await control.connect(TorProtocolFactory())
     await protocol.post_bootstrap
     return protocol
 
