@@ -34,7 +34,7 @@ ControlSocket {directory}/control
 CookieAuthentication 1
 CookieAuthFile {directory}/control_auth_cookie
 SocksPort {socks}
-Log warn stdout
+Log {log} stdout
 ShutdownWaitLength 0
 RunAsDaemon 0
 """
@@ -61,7 +61,12 @@ def torrc(directory: Path, *, socks: bool, single_hop: bool, include: Path | Non
         )
     if socks and single_hop:
         raise ValueError("a tor for single-hop services has no SOCKS port")
-    text = _TORRC.format(directory=path, socks=f"unix:{path}/socks" if socks else "0")
+    text = _TORRC.format(
+        directory=path,
+        socks=f"unix:{path}/socks" if socks else "0",
+        # Warnings about what is asked for by SOCKS: others could fill the log with them.
+        log="[~app]warn" if socks else "warn",
+    )
     included = "" if include is None else f"%include {include}\n"
     return text + (_SINGLE_HOP if single_hop else "") + included
 

@@ -14,13 +14,17 @@ HERE = Path("/var/lib/smpd/tor")
 def test_a_tor_for_services_only() -> None:
     lines = torrc(HERE, socks=False, single_hop=False).splitlines()
     assert "SocksPort 0" in lines
+    assert "Log warn stdout" in lines
     assert "ControlSocket /var/lib/smpd/tor/control" in lines
     assert "CookieAuthFile /var/lib/smpd/tor/control_auth_cookie" in lines
     assert not any(line.startswith("HiddenService") for line in lines)
 
 
 def test_a_tor_that_reaches_others_too() -> None:
-    assert "SocksPort unix:/var/lib/smpd/tor/socks" in torrc(HERE, socks=True, single_hop=False)
+    lines = torrc(HERE, socks=True, single_hop=False).splitlines()
+    assert "SocksPort unix:/var/lib/smpd/tor/socks" in lines
+    # Of what it is asked for, nothing gets into the log.
+    assert "Log [~app]warn stdout" in lines
 
 
 def test_a_tor_that_hides_nothing() -> None:
