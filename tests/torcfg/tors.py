@@ -162,7 +162,8 @@ class OnionRelay(RelayProcess):
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         super().__init__(directory, Credentials.make(), {"tor.onion": "on", **settings})
-        self.listen = f"unix:{directory}/onion:mode=600"
+        self.socket = directory / "onion"
+        self.listen = f"unix:{self.socket}:mode=600"
 
     def write_configuration(self) -> Path:
         """With another endpoint in the place of the port, and without hosts."""
