@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from socket import AF_UNIX, socket as Socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from zope.interface import directlyProvides, providedBy
 
 from txsimplex.block_port import BACKLOG, BlockPort, ReceiverFactory, UnixBlockPort
@@ -26,6 +27,7 @@ def listen(
     *,
     limits: TransportLimits = _DEFAULT_LIMITS,
     reuse_port: bool = False,
+    wrap: Callable[[IProtocolFactory], IProtocolFactory] | None = None,
 ) -> Deferred[IListeningPort]:
     """Listen for clients.
 
@@ -38,11 +40,14 @@ def listen(
     :param receivers: makes the receivers and holds the TLS context.
     :param limits: for each connection.
     :param reuse_port: let other processes listen on the same TCP port (SO_REUSEPORT).
+    :param wrap: puts a protocol in front of TLS, which then is on top of streams.
     :return: fires with the port; fails with ``CannotListenError``.
     :raises ValueError: the description is no endpoint's.
     """
     ports = _BlockPorts(reactor, description, limits, reuse_port)
-    factory = _StreamFactory(receivers, reactor, limits)
+    factory: IProtocolFactory = _StreamFactory(receivers, reactor, limits)
+    if wrap is not None:
+        factory = wrap(factory)
     try:
         endpoint = serverFromString(ports, description)
     except TypeError:
@@ -76,6 +81,13 @@ def adopt(
         port = BlockPort(0, receivers, reactor=reactor, limits=limits)
     port.adopt(listening)
     return port
+
+
+def _silent(port: Any) -> IListeningPort:
+    """A port of Twisted's that names no peers in the log."""
+    port._logger = BlockPort._logger
+    listening: IListeningPort = port
+    return listening
 
 
 class _StreamFactory(ReceiverFactory):
@@ -117,15 +129,15 @@ class _BlockPorts:
         self, port: int, factory: Any, backlog: int = BACKLOG, interface: str = ""
     ) -> IListeningPort:
         """Called by the endpoint."""
+        backlog = BACKLOG if self._default_backlog else backlog
         if not isinstance(factory, _StreamFactory):
-            # The endpoint has put a protocol of its own between.
-            listening: IListeningPort = self._reactor.listenTCP(port, factory, backlog, interface)
-            return listening
+            # Another protocol is between.
+            return _silent(self._reactor.listenTCP(port, factory, backlog, interface))
         block_port = BlockPort(
             port,
             factory.receivers,
             interface=interface,
-            backlog=BACKLOG if self._default_backlog else backlog,
+            backlog=backlog,
             reactor=self._reactor,
             reuse_port=self._reuse_port,
             limits=self._limits,
@@ -145,13 +157,13 @@ class _BlockPorts:
         """Called by the endpoint; with `wantPID`, a socket left behind is replaced."""
         if wantPID:
             remove_stale(address)
+        backlog = BACKLOG if self._default_backlog else backlog
         if not isinstance(factory, _StreamFactory):
-            listening: IListeningPort = self._reactor.listenUNIX(address, factory, backlog, mode)
-            return listening
+            return _silent(self._reactor.listenUNIX(address, factory, backlog, mode))
         block_port = UnixBlockPort(
             address,
             factory.receivers,
-            backlog=BACKLOG if self._default_backlog else backlog,
+            backlog=backlog,
             mode=mode,
             reactor=self._reactor,
             limits=self._limits,
