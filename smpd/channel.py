@@ -165,7 +165,8 @@ class Decoder:
 class Start:
     """What an edge is told first. Times in seconds, water marks in blocks.
 
-    `listening` are the descriptors of the sockets that it accepts connections from.
+    `listening` are the descriptors of the sockets that it accepts connections from. Unix sockets
+    may bring it `most_by_unix` connections, 0 for any number.
     """
 
     listening: tuple[int, ...]
@@ -178,6 +179,7 @@ class Start:
     close_time: float
     high_water: int
     low_water: int
+    most_by_unix: int = 0
 
     def encode(self) -> bytes:
         """JSON."""

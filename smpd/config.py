@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 from smpd.endpoints import (
     ENDPOINTS,
     OWN_TOR,
+    behind_proxy,
     endpoint,
+    is_unix,
     onion_endpoints,
     onion_target,
     tcp_port,
@@ -253,10 +255,12 @@ class TorSettings:
     a tor with its files in `directory`, and further lines of its torrc in `include`.
     `clients` has the files of who may reach the onion service, everybody if it is not there.
     `onion_ports` are those of the onion service, without any that of the address. A circuit may
-    have `most_streams` connections, 0 for any number.
+    have `most_streams` connections, and all Unix sockets together `most_connections`; 0 for any
+    number. `service_directory` is the HiddenServiceDir of an onion service that is tor's own.
     """
 
     onion: bool = setting(on_off(), False)
+    service_directory: Path | None = setting(optional(_path("a directory")), None)  # noqa: RUF009
     control: str = setting(
         Kind(_read_control, f"unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or {OWN_TOR}"),
         "unix:/run/tor/control",
@@ -268,6 +272,7 @@ class TorSettings:
     clients: Path = setting(_path("a directory"), Path("onion.clients"))  # noqa: RUF009
     onion_ports: tuple[int, ...] = setting(each_once(words(_port, _PORTS)), ())
     most_streams: int = setting(whole_number(0, 65535), 0)
+    most_connections: int = setting(whole_number(0, 1_000_000), 0)
     proof_of_work: bool = setting(on_off(), False)
     single_hop: bool = setting(on_off(), False)
 
@@ -364,12 +369,14 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     paths = {name: directory / getattr(server, name) for name in _FILES}
     tor, store, control = settings.tor, settings.store, settings.control
     socket = None if control.socket is None else directory / control.socket
+    service = tor.service_directory
     snapshot = None if store.snapshot is None else directory / store.snapshot
     return replace(
         settings,
         server=replace(server, **paths),
         tor=replace(
             tor,
+            service_directory=None if service is None else directory / service,
             directory=directory / tor.directory,
             include=None if tor.include is None else directory / tor.include,
             onion_key=directory / tor.onion_key,
@@ -394,15 +401,38 @@ def load(path: Path) -> Settings:
 
 
 def _check_processes(document: Document, server: ServerSettings) -> None:
-    if server.processes > 1 and any(tcp_port(each) == 0 for each in server.listen):
+    if server.processes == 1:
+        return
+    if any(tcp_port(each) == 0 for each in server.listen):
         document.refuse(
             "server", "listen", "port 0", "a port that several processes can share", "processes"
         )
+    for each in server.listen:
+        if behind_proxy(each) is not None:
+            document.refuse(
+                "server", "listen", quoted(each), "haproxy: with one process only", "processes"
+            )
+
+
+_PUBLISHING = (
+    *("control", "directory", "include", "password"),
+    *("onion_key", "onion_ports", "proof_of_work", "single_hop"),
+)
+"""Keys that are for an onion service that the relay publishes."""
 
 
 def _check_tor(document: Document, settings: Settings) -> None:
-    tor = settings.tor
-    if tor.onion and onion_target(settings.server.listen) is None:
+    tor, listen = settings.tor, settings.server.listen
+    if tor.most_connections and not any(is_unix(each) for each in listen):
+        document.refuse(
+            "tor",
+            "most_connections",
+            f'"{tor.most_connections}"',
+            "0, unless there is a Unix socket in listen in [server]",
+        )
+    if tor.service_directory is not None:
+        _check_service_of_tor(document, tor, listen)
+    elif tor.onion and onion_target(listen) is None:
         document.refuse(
             "server",
             "listen",
@@ -442,6 +472,21 @@ def _check_onion_endpoints(document: Document, settings: Settings, directory: Pa
                 "a key that no other onion service of the relay has",
             )
         keys.append(each.key)
+
+
+def _check_service_of_tor(document: Document, tor: TorSettings, listen: Sequence[str]) -> None:
+    for key in _PUBLISHING:
+        if document.line_of("tor", key) is not None:
+            document.refuse(
+                "tor", key, "a value", "nothing beside service_directory: torrc has all of that"
+            )
+    if tor.most_streams and all(behind_proxy(each) is None for each in listen):
+        document.refuse(
+            "tor",
+            "most_streams",
+            f'"{tor.most_streams}"',
+            "0 beside service_directory, unless there is a haproxy: endpoint in listen in [server]",
+        )
 
 
 def _check_versions(document: Document, protocol: ProtocolSettings) -> None:

@@ -215,7 +215,7 @@ class Edge:
 
     def _listen(self, start: Start, identity: RelayIdentity, context: Any) -> None:
         versions = VersionRange(start.minimum_version, start.maximum_version)
-        limits = SessionLimits(start.handshake_time, start.send_queue, versions)
+        limits = SessionLimits(start.handshake_time, start.send_queue, versions, start.most_by_unix)
         self.sessions = SessionFactory(self, identity, context, limits, self._reactor, self._random)
         transport_limits = TransportLimits(
             start.setup_time, start.close_time, start.high_water, start.low_water

@@ -15,11 +15,17 @@ ENDPOINTS = (
     "one or more Twisted endpoint descriptions, such as tcp:5223, "
     "tcp:5223:interface=\\:\\: or unix:/run/smpd.sock:mode=600"
 )
+_PROXIED = "haproxy:"
+
+
+def behind_proxy(description: str) -> str | None:
+    """The endpoint whose connections begin with a PROXY header; None where they do not."""
+    return description.removeprefix(_PROXIED) if description.startswith(_PROXIED) else None
 
 
 def endpoint(description: str) -> str:
     """A description of where to listen; how far it is right is seen when it listens."""
-    kind, arguments, named = endpoint_parts(description)
+    kind, arguments, named = endpoint_parts(behind_proxy(description) or description)
     if kind == PREFIX:
         _check_onion(arguments, named)
         return description
@@ -57,18 +63,27 @@ def onion_endpoints(listen: Sequence[str]) -> tuple[OnionDescription, ...]:
 
 def tcp_port(description: str) -> int | None:
     """The port of a TCP endpoint; None for what is none."""
-    kind, arguments, named = endpoint_parts(description)
+    kind, arguments, named = endpoint_parts(behind_proxy(description) or description)
     if kind not in ("tcp", "tcp6"):
         return None
     return int(arguments[0] if arguments else named["port"])
 
 
+def is_unix(description: str) -> bool:
+    """Whether it is a Unix socket, also one that systemd hands over."""
+    kind, arguments, named = endpoint_parts(behind_proxy(description) or description)
+    return kind == "unix" or (kind == "systemd" and "UNIX" in (*arguments, *named.values()))
+
+
 def onion_target(listen: Sequence[str]) -> str | None:
     """Where tor connects to for an onion service: the first Unix socket, or TCP port.
 
-    As tor has it; None when there is nothing of that kind.
+    As tor has it; None when there is nothing of that kind. Tor writes no PROXY header to an
+    onion service that it is told of by its control socket.
     """
     for description in sorted(listen, key=lambda each: not each.startswith("unix:")):
+        if behind_proxy(description) is not None:
+            continue
         kind, arguments, named = endpoint_parts(description)
         if kind == "unix":
             path = arguments[0] if arguments else named.get("address", "")

@@ -16,7 +16,7 @@ from smpd.credentials import CredentialsError
 from smpd.endpoints import OWN_TOR, onion_endpoints, onion_target
 from torcfg.client_files import ClientFiles
 from torcfg.key_files import kept_key, read_key, read_private_key
-from torcfg.onion_keys import KeyFileError, OnionKey
+from torcfg.onion_keys import KeyFileError, OnionKey, is_onion_address
 from torcfg.onion_services import OnionService, ProofOfWork
 from torcfg.tor_process import TorProcess
 from txsimplex.addresses import Host
@@ -48,7 +48,27 @@ def _usable(read: Callable[P, OnionKey], *arguments: P.args, **named: P.kwargs) 
 
 def onion_host(settings: Settings) -> Host | None:
     """The host of the onion service of ``[tor]``, if there is one. Raises `CredentialsError`."""
-    return Host.parse(read_onion_key(settings).address) if settings.tor.onion else None
+    tor = settings.tor
+    if not tor.onion:
+        return None
+    if tor.service_directory is not None:
+        return Host.parse(name_of_service(tor.service_directory))
+    return Host.parse(read_onion_key(settings).address)
+
+
+def name_of_service(directory: Path) -> str:
+    """The name of an onion service of tor's own. Raises `CredentialsError`."""
+    path = directory / "hostname"
+    try:
+        name = path.read_text("ascii", "replace").strip()
+    except OSError as error:
+        raise CredentialsError(
+            f"{path} cannot be read: {error.strerror} (tor writes it when it starts, and lets its "
+            "group read it with HiddenServiceDirGroupReadable 1)"
+        ) from None
+    if not is_onion_address(name):
+        raise CredentialsError(f"{path} has no name of an onion service of version 3 in it")
+    return name
 
 
 def onion_hosts(settings: Settings) -> list[Host]:
@@ -65,6 +85,10 @@ def onion_services(settings: Settings, reactor: Any, own: TorProcess | None) -> 
     """
     tor = settings.tor
     if not tor.onion:
+        return
+    if tor.service_directory is not None:
+        # All there is to do: the relay does not start without a name.
+        onion_host(settings)
         return
     # Relays without one need not pay for txtorcon.
     from torcfg.publishing import OnionPublisher

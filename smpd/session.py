@@ -13,6 +13,7 @@ from enum import IntFlag
 from typing import Protocol
 
 from OpenSSL import SSL
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -60,11 +61,13 @@ class SessionLimits:
     """`handshake_time` in seconds from TLS to the end of the handshake; `send_queue` in blocks.
 
     While that many blocks wait to be written, a connection gets no messages of others.
+    `most_by_unix` connections may come through Unix sockets, 0 for any number.
     """
 
     handshake_time: float = 120.0
     send_queue: int = 128
     versions: VersionRange = SMP_RANGE
+    most_by_unix: int = 0
 
 
 class Partner(Protocol):
@@ -369,6 +372,8 @@ class SessionFactory:
         self.now = reactor.seconds
         self.call_later = reactor.callLater
         self.sessions: set[Session] = set()
+        self.by_unix: set[Session] = set()
+        """Those that have come through Unix sockets, as from tor."""
         self._closed: Deferred[None] | None = None
 
     @property
@@ -376,10 +381,16 @@ class SessionFactory:
         """How many there are now."""
         return len(self.sessions)
 
-    def buildReceiver(self, address: IAddress) -> Session:
-        """A session for a connection that was just accepted."""
+    def buildReceiver(self, address: IAddress) -> Session | None:
+        """A session for a connection that was just accepted; None when there are enough."""
+        by_unix = isinstance(address, UNIXAddress)
+        most = self.limits.most_by_unix
+        if by_unix and most and len(self.by_unix) >= most:
+            return None
         session = Session(self)
         self.sessions.add(session)
+        if by_unix:
+            self.by_unix.add(session)
         return session
 
     def show(self, identity: RelayIdentity, context: SSL.Context) -> None:
@@ -390,6 +401,7 @@ class SessionFactory:
     def ended(self, session: Session) -> None:
         """Forgets a session whose connection is gone."""
         self.sessions.discard(session)
+        self.by_unix.discard(session)
         if self._closed is not None and not self.sessions:
             closed, self._closed = self._closed, None
             closed.callback(None)

@@ -23,7 +23,7 @@ from OpenSSL import SSL
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
@@ -36,6 +36,7 @@ from smpd.conversation import Conversations
 from smpd.core import Edges
 from smpd.credentials import CredentialsError, read_identity
 from smpd.delays import delivery_delay
+from smpd.endpoints import behind_proxy
 from smpd.ini import ConfigurationError
 from smpd.onion import onion_host, onion_services
 from smpd.own_tor import own_tor
@@ -51,6 +52,8 @@ from smpd.store_opening import open_store
 from smpd.stores.interface import Store, StoreUnusable
 from smpd.stores.memory import MemoryStore
 from smpd.stores.snapshot import SnapshotError, save
+from torcfg.circuit_connections import CircuitFactory
+from torcfg.circuits import Circuits
 from torcfg.endpoints import OnionPort
 from torcfg.tor_process import TorProcess
 from txsimplex import fast_reactor
@@ -243,6 +246,8 @@ class Listener(Service):
         # Those of each edge process.
         self._shares: list[list[IListeningPort]] = [[] for _ in range(settings.server.processes)]
         self._started = False
+        self.circuits = Circuits(settings.tor.most_streams)
+        """Those of an onion service in torrc, as far as tor tells of them."""
 
     def privilegedStartService(self) -> None:
         """Listens, or ends the process with the reason."""
@@ -286,8 +291,18 @@ class Listener(Service):
 
     def _listen_on(self, description: str, limits: TransportLimits) -> Deferred[IListeningPort]:
         several = len(self._shares) > 1
-        entrance = self._entrance
-        return listen(self._reactor, description, entrance, limits=limits, reuse_port=several)
+        behind = behind_proxy(description)
+        return listen(
+            self._reactor,
+            behind or description,
+            self._entrance,
+            limits=limits,
+            reuse_port=several,
+            wrap=None if behind is None else self._count_circuits,
+        )
+
+    def _count_circuits(self, factory: IProtocolFactory) -> IProtocolFactory:
+        return CircuitFactory(factory, self.circuits)
 
     def _add(self, port: Any, shares: Sequence[list[IListeningPort]]) -> None:
         self.ports.append(port)
@@ -454,6 +469,7 @@ def session_limits(settings: Settings) -> SessionLimits:
         handshake_time=protocol.handshake_timeout,
         send_queue=settings.delivery.send_queue,
         versions=VersionRange(protocol.minimum_version, protocol.maximum_version),
+        most_by_unix=settings.tor.most_connections,
     )
 
 
@@ -481,6 +497,8 @@ def edge_start(settings: Settings) -> Start:
         close_time=limits.close_time,
         high_water=limits.high_water,
         low_water=limits.low_water,
+        # Rounded up, so that no edge has none.
+        most_by_unix=-(-settings.tor.most_connections // settings.server.processes),
     )
 
 

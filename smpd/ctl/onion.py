@@ -13,7 +13,7 @@ from smpd.credentials import PRIVATE, replace
 from smpd.ctl import onion_clients
 from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
-from smpd.onion import read_key_file, read_onion_key
+from smpd.onion import name_of_service, read_key_file, read_onion_key
 from torcfg.onion_keys import OnionKey
 from torcfg.whole_files import create
 
@@ -53,11 +53,23 @@ def add_to(commands: Any) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    print(read_onion_key(load(arguments.config)).address)
+    settings = load(arguments.config)
+    directory = settings.tor.service_directory
+    print(read_onion_key(settings).address if directory is None else name_of_service(directory))
+
+
+def _with_key(arguments: argparse.Namespace) -> Settings:
+    settings = load(arguments.config)
+    directory = settings.tor.service_directory
+    if directory is not None:
+        raise CommandError(
+            f"the key of the onion service is tor's own, in {directory}, and the relay has none"
+        )
+    return settings
 
 
 def _new(arguments: argparse.Namespace) -> None:
-    _bring_in(load(arguments.config), OnionKey.generate(os.urandom))
+    _bring_in(_with_key(arguments), OnionKey.generate(os.urandom))
 
 
 def _bring_in(settings: Settings, key: OnionKey) -> None:
@@ -73,7 +85,7 @@ def _bring_in(settings: Settings, key: OnionKey) -> None:
 
 
 def _backup(arguments: argparse.Namespace) -> None:
-    key = read_onion_key(load(arguments.config))
+    key = read_onion_key(_with_key(arguments))
     try:
         create(arguments.path, key.encode(), PRIVATE)
     except FileExistsError:
@@ -83,12 +95,12 @@ def _backup(arguments: argparse.Namespace) -> None:
 
 def _restore(arguments: argparse.Namespace) -> None:
     path: Path = arguments.path
-    key = read_key_file(path / _KEY_FILE if path.is_dir() else path)
-    _bring_in(load(arguments.config), key)
+    settings = _with_key(arguments)
+    _bring_in(settings, read_key_file(path / _KEY_FILE if path.is_dir() else path))
 
 
 def _rotate(arguments: argparse.Namespace) -> None:
-    settings = load(arguments.config)
+    settings = _with_key(arguments)
     path, former = settings.tor.onion_key, read_onion_key(settings)
     kept = path.with_name(f"{path.name}.{former.address[:8]}")
     try:

@@ -170,7 +170,7 @@ def test_a_long_entry_is_cut() -> None:
     assert decode_entry(payload)[0] is Level.ERROR
 
 
-START = Start((4, 5), 120.0, 128, 6, 18, True, 60.0, 5.0, 8, 2)
+START = Start((4, 5), 120.0, 128, 6, 18, True, 60.0, 5.0, 8, 2, 7)
 
 
 def test_start() -> None:

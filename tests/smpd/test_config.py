@@ -109,6 +109,7 @@ def test_every_key_can_be_set() -> None:
         onion_key = keys/onion
         onion_ports = 5223 443
         most_streams = 64
+        most_connections = 5000
         proof_of_work = on
         single_hop = on
         [store]
@@ -145,6 +146,7 @@ def test_every_key_can_be_set() -> None:
     assert s.tor.include == HERE / "bridges"
     assert (s.tor.directory, s.tor.onion_key) == (Path("/var/lib/smpd/tor"), HERE / "keys/onion")
     assert (s.tor.onion_ports, s.tor.most_streams) == ((5223, 443), 64)
+    assert (s.tor.most_connections, s.tor.service_directory) == (5000, None)
     assert (s.tor.proof_of_work, s.tor.single_hop) == (True, True)
     assert (s.store.kind, s.store.path) == ("memory", Path("/var/lib/smpd"))
     assert (s.store.commit_interval, s.store.cached_queues) == (0.001, 100)
@@ -221,6 +223,7 @@ CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
         ("tor.control", "9051", CONTROL),
         ("tor.onion_ports", "0", "numbers of ports from 1 to 65535, such as 5223 443"),
         ("tor.most_streams", "65536", "a whole number from 0 to 65535"),
+        ("tor.most_connections", "1000001", "a whole number from 0 to 1000000"),
         ("store.kind", "mysql", "sqlite or postgres or memory"),
         ("store.path", "", "the path of a directory, from the configuration's own directory"),
         ("store.commit_interval", "0", "seconds from 0.001 to 1, such as 90 or 1.5"),
@@ -229,6 +232,8 @@ CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
         ("server.listen", "tcp:http", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "tcp:port=x", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "ssl:5223", "tcp instead, since the relay does TLS itself"),
+        ("server.listen", "haproxy:tcp:65536", "a port from 0 to 65535 after tcp:"),
+        ("server.listen", "haproxy:ssl:443", "tcp instead, since the relay does TLS itself"),
     ],
 )
 def test_a_value_that_is_not_allowed(key: str, bad: str, allowed: str) -> None:
@@ -246,7 +251,13 @@ def test_no_endpoint() -> None:
     )
 
 
-@pytest.mark.parametrize("bad", ["5223", "unix:", ":", "tcp::interface=x", "=", "unix:a:mode="])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("5223", "unix:", ":", "tcp::interface=x", "=", "unix:a:mode="),
+        *("haproxy:", "haproxy:tcp", "haproxy:unix:"),
+    ],
+)
 def test_endpoints_that_are_no_descriptions(bad: str) -> None:
     assert "[server] listen" in fault(f"[server]\nlisten = {bad}")
 
@@ -661,6 +672,7 @@ def test_what_is_no_socks_proxy(bad: str) -> None:
         ("tcp:5223 unix:/run/smpd/onion:mode=660", "unix:/run/smpd/onion"),
         ("unix:address=/run/smpd/onion", "unix:/run/smpd/onion"),
         ("tcp:0 tcp:443", "127.0.0.1:443"),
+        ("haproxy:tcp:443 haproxy:unix:/run/smpd/tor tcp:5223", "127.0.0.1:5223"),
     ],
 )
 def test_where_tor_connects_to(listen: str, target: str) -> None:
@@ -668,7 +680,10 @@ def test_where_tor_connects_to(listen: str, target: str) -> None:
     assert onion_target(given.server.listen) == target
 
 
-@pytest.mark.parametrize("listen", ["tcp:0", "unix:onion", "systemd:domain=INET:index=0"])
+@pytest.mark.parametrize(
+    "listen",
+    ["tcp:0", "unix:onion", "systemd:domain=INET:index=0", "haproxy:unix:/run/s haproxy:tcp:443"],
+)
 def test_an_onion_service_of_what_tor_cannot_connect_to(listen: str) -> None:
     assert fault(f"[tor]\nonion = on\n[server]\nlisten = {listen}") == (
         "smpd.ini, line 4: [server] listen: found nothing that tor can connect to; allowed: a tcp "
@@ -740,6 +755,61 @@ def test_endpoints_that_are_onion_services() -> None:
     given = onion_endpoints(s.server.listen)
     assert [each.key for each in given] == [Path("/srv/onion.key"), Path("/srv/onion.key2")]
     assert [each.mode for each in given] == [0o600, 0o660]
+
+
+def test_a_service_in_torrc() -> None:
+    """What the relay publishes nothing for, and tor need not be able to connect to."""
+    given = settings(
+        "[server]\nlisten = haproxy:unix:/run/smpd/onion\n"
+        "[tor]\nonion = on\nservice_directory = tor/smpd\nmost_streams = 8\nmost_connections = 9"
+    )
+    assert given.tor.service_directory == HERE / "tor/smpd"
+    assert given.server.port == 5223
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("control = own", "directory = x", "include = x", "password = secret", "onion_key = x"),
+        *("onion_ports = 443", "proof_of_work = on", "single_hop = off"),
+    ],
+)
+def test_what_a_service_in_torrc_has_of_tor(line: str) -> None:
+    key = line.partition(" ")[0]
+    assert fault(f"[tor]\nonion = on\nservice_directory = /var/lib/tor/smpd\n{line}") == (
+        f"smpd.ini, line 4: [tor] {key}: found a value; allowed: nothing beside "
+        "service_directory: torrc has all of that."
+    )
+
+
+def test_circuits_that_nobody_tells_of() -> None:
+    assert fault("[tor]\nservice_directory = x\nmost_streams = 8") == (
+        'smpd.ini, line 3: [tor] most_streams: found "8"; allowed: 0 beside service_directory, '
+        "unless there is a haproxy: endpoint in listen in [server]."
+    )
+
+
+@pytest.mark.parametrize("endpoint", ["haproxy:unix:/run/s:mode=660", "haproxy:tcp:5223"])
+def test_a_proxys_endpoint_and_several_processes(endpoint: str) -> None:
+    assert fault(f"[server]\nlisten = tcp:443 {endpoint}\nprocesses = 2") == (
+        f'smpd.ini, line 3: [server] listen: found "{endpoint}"; allowed: haproxy: with one '
+        "process only."
+    )
+    settings(f"[server]\nlisten = tcp:443 {endpoint}\nprocesses = 1")
+
+
+def test_a_limit_for_unix_sockets_that_are_not_there() -> None:
+    for listen in ("tcp:5223", "haproxy:tcp:5223", "systemd:domain=INET:index=0"):
+        assert fault(f"[server]\nlisten = {listen}\n[tor]\nmost_connections = 7") == (
+            'smpd.ini, line 4: [tor] most_connections: found "7"; allowed: 0, unless there is a '
+            "Unix socket in listen in [server]."
+        )
+    for listen in ("tcp:1 unix:a", "haproxy:unix:a", "systemd:domain=UNIX:index=0"):
+        assert settings(f"[server]\nlisten = {listen}\n[tor]\nmost_connections = 7")
+
+
+def test_the_port_behind_a_proxy() -> None:
+    assert settings("[server]\nlisten = unix:a haproxy:tcp:443").server.port == 443
 
 
 def test_the_onion_service_is_the_last_host_of_the_address() -> None:

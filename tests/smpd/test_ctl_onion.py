@@ -9,6 +9,7 @@ import pytest
 
 from smpd import ctl
 from smpd.config import load
+from smpd.onion import onion_host
 from smpd.proxying import exposure
 from torcfg.onion_keys import OnionKey
 from txsimplex.addresses import ServerAddress
@@ -163,3 +164,49 @@ def test_a_relay_that_nobody_can_reach(tmp_path: Path, capsys: pytest.CaptureFix
     assert ctl.run(["init", "--directory", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "smpctl: init: a relay needs a --host, or --onion\n"
     assert list(tmp_path.iterdir()) == []
+
+
+class TestServiceInTorrc:
+    """Whose key the relay does not have."""
+
+    @pytest.fixture
+    def service(self, relay: Relay, tmp_path: Path) -> Path:
+        """Its directory."""
+        configuration = f"[tor]\nonion = on\nservice_directory = {tmp_path / 'tor'}\n"
+        (tmp_path / "smpd.ini").write_text(configuration)
+        (tmp_path / "tor").mkdir()
+        return tmp_path / "tor"
+
+    def test_its_name(self, relay: Relay, service: Path) -> None:
+        name = OnionKey.generate(os.urandom).address
+        (service / "hostname").write_text(f"{name}\n")
+        assert relay("show") == (0, f"{name}\n", "")
+        host = onion_host(load(relay.directory / "smpd.ini"))
+        assert host is not None
+        assert host.text == name
+
+    def test_its_key_is_tors(self, relay: Relay, service: Path, tmp_path: Path) -> None:
+        says = (
+            f"smpctl: the key of the onion service is tor's own, in {service}, and the relay has "
+            "none\n"
+        )
+        saved = tmp_path / "saved"
+        for arguments in (("new",), ("rotate",), ("backup", saved), ("restore", saved)):
+            assert relay(*arguments) == (1, "", says)
+        assert not relay.key.exists()
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"example.onion", b"a" * 56 + b".onion", b"\xff" * 56 + b".onion"]
+    )
+    def test_what_is_no_name(self, relay: Relay, service: Path, content: bytes) -> None:
+        path = service / "hostname"
+        path.write_bytes(content)
+        says = f"smpctl: {path} has no name of an onion service of version 3 in it\n"
+        assert relay("show") == (1, "", says)
+
+    def test_a_name_that_cannot_be_read(self, relay: Relay, service: Path) -> None:
+        says = (
+            f"smpctl: {service / 'hostname'} cannot be read: No such file or directory (tor writes "
+            "it when it starts, and lets its group read it with HiddenServiceDirGroupReadable 1)\n"
+        )
+        assert relay("show") == (1, "", says)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from twisted.internet.address import UNIXAddress
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from smpd.session import SessionLimits
 from tests.smpd.people import Subscriber, key, new_relay, random
@@ -361,6 +364,29 @@ def test_all_are_closed_in_order(sessions: Sessions, clock: Clock) -> None:
         client.leave()
     assert ended == [None]
     assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("address", [UNIXAddress(None), UNIXAddress(b"/run/client")])
+def test_so_many_come_through_unix_sockets(sessions: Sessions, address: UNIXAddress) -> None:
+    """Others are not counted, and one that leaves makes room."""
+    sessions.limits = SessionLimits(most_by_unix=2)
+    first, second = [sessions.buildReceiver(address) for _ in range(2)]
+    assert first is not None
+    assert sessions.buildReceiver(address) is None
+    others = [sessions.buildReceiver(ADDRESS) for _ in range(3)]
+    assert sessions.by_unix == {first, second}
+    assert sessions.sessions == {first, second, *others}
+    for _ in range(2):
+        first.connectionLost(Failure(ConnectionDone()))
+        assert sessions.by_unix == {second}
+    assert sessions.buildReceiver(address) is not None
+    assert sessions.buildReceiver(address) is None
+    assert sessions.buildReceiver(ADDRESS) is not None
+
+
+def test_without_a_limit_any_number_comes_through_unix_sockets(sessions: Sessions) -> None:
+    assert all(sessions.buildReceiver(UNIXAddress(None)) for _ in range(100))
+    assert len(sessions.by_unix) == 100
 
 
 def test_those_that_do_not_close_are_cut_off(sessions: Sessions, clock: Clock) -> None:

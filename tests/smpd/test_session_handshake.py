@@ -227,6 +227,7 @@ def test_a_client_that_leaves_early(sessions: Sessions, clock: Clock, service: b
 
 def test_a_client_that_leaves_before_tls_is_set_up(sessions: Sessions) -> None:
     session = sessions.buildReceiver(ADDRESS)
+    assert session is not None
     assert sessions.sessions == {session}
     session.close()
     session.abort()

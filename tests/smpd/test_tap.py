@@ -20,13 +20,15 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 from smpd.config import load
 from smpd.credentials import read_certificates
 from smpd.ctl import run as smpctl
+from smpd.session import SessionFactory
 from smpd.tap import RelayService
-from tests.coroutines import finish, in_reactor, until
+from tests.coroutines import finish, in_reactor, sleep, until
 from torcfg.onion_keys import OnionKey
 from torcfg.publishing import State
 from txsimplex.addresses import ServerAddress
 from txsimplex.block_port import ReceiverFactory
-from txsimplex.client.session import open_blocks
+from txsimplex.client.errors import DisconnectedError
+from txsimplex.client.session import BlockConnection, open_blocks
 
 ROOT = Path(__file__).parents[2]
 TWISTD = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"
@@ -348,3 +350,96 @@ def test_an_onion_service_whose_key_cannot_be_used_ends_the_start(directory: Pat
     assert f"{key} cannot be used: not a file hs_ed25519_secret_key of tor" in out + err
     assert "Traceback" not in out + err
     assert key.read_bytes() == b"nonsense"
+
+
+# -- connections through Unix sockets
+
+
+def onion_socket(directory: Path, kind: str, more: str = "") -> Path:
+    """The path of a Unix socket that a relay in this directory is to listen on."""
+    path = directory / "onion.sock"
+    (directory / "smpd.ini").write_text(
+        f"[server]\nlisten = {kind}:{path}:mode=600 {more}\n[tor]\nmost_connections = 2\n"
+    )
+    return path
+
+
+def connected(path: Path) -> socket.socket:
+    """A connection that says nothing."""
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(path))
+    client.setblocking(False)
+    return client
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the relay has closed a connection."""
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["unix", "haproxy:unix"])
+@in_reactor
+async def test_so_many_connections_come_through_a_unix_socket(directory: Path, kind: str) -> None:
+    """Of one more nothing is left but to go; others still get in, and so does the next."""
+    from twisted.internet import reactor
+
+    path = onion_socket(directory, kind, "tcp:0:interface=127.0.0.1")
+    service = start(directory)
+    port = service.listener.ports[1].getHost().port  # type: ignore[attr-defined]
+    sessions = service.sessions
+    assert isinstance(sessions, SessionFactory)
+    try:
+        first, second = connected(path), connected(path)
+        await until(lambda: len(sessions.by_unix) == 2)
+        third = connected(path)
+        await until(lambda: is_closed(third))
+        assert len(sessions.by_unix) == 2
+        await shown_leaf(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        first.close()
+        await until(lambda: len(sessions.by_unix) == 1)
+        fourth = connected(path)
+        await until(lambda: len(sessions.by_unix) == 2)
+        assert not any(map(is_closed, (second, fourth)))
+        for client in (second, third, fourth):
+            client.close()
+        await until(lambda: not sessions.by_unix)
+    finally:
+        await stopped(service)
+
+
+@in_reactor
+async def test_each_edge_has_its_share_of_them(directory: Path) -> None:
+    """Which edge a connection comes to is chance: one that is refused comes again."""
+    from twisted.internet import reactor
+
+    path = onion_socket(directory, "unix", "\nprocesses = 2")
+    endpoint = UNIXClientEndpoint(reactor, str(path))
+
+    async def get_in(attempts: int) -> BlockConnection | None:
+        for _ in range(attempts):
+            try:
+                return await open_blocks(endpoint)
+            except DisconnectedError:
+                await sleep(0)
+        return None
+
+    service = start(directory)
+    try:
+        await until(path.exists)
+        there = [await get_in(500) for _ in range(2)]
+        assert all(there)
+        assert await get_in(20) is None
+        first, second = there
+        assert first is not None
+        assert second is not None
+        first.abort()
+        third = await get_in(500)
+        assert third is not None
+        assert await get_in(20) is None
+        for each in (second, third):
+            each.abort()
+    finally:
+        await stopped(service)

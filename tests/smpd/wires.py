@@ -242,7 +242,9 @@ class Client:
             chain = () if service is None else service.chain
         self.sessions = sessions
         self.wire = Wire(alpn, chain)
-        self.session = sessions.buildReceiver(ADDRESS)
+        session = sessions.buildReceiver(ADDRESS)
+        assert session is not None
+        self.session = session
         self.session.secured(self.wire)
         self.service = service
         self.service_id = b""
