@@ -24,13 +24,12 @@ class CircuitConnection(HAProxyProtocolWrapper):
     One that comes from anywhere else is not counted.
     """
 
-    _circuits: Circuits
     _circuit: int | None = None
     _admitted = False
 
-    def __init__(self, factory: CircuitFactory, wrapped: IProtocol) -> None:
+    def __init__(self, factory: Any, wrapped: IProtocol, circuits: Circuits) -> None:
         super().__init__(factory, wrapped)
-        self._circuits = factory.circuits
+        self._circuits = circuits
 
     def dataReceived(self, data: bytes) -> None:
         """See ``HAProxyProtocolWrapper``."""
@@ -91,4 +90,4 @@ class CircuitFactory(HAProxyWrappingFactory):
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """See ``HAProxyWrappingFactory``, which does not expect a refusal."""
         wrapped = self.wrappedFactory.buildProtocol(addr)
-        return None if wrapped is None else CircuitConnection(self, wrapped)
+        return None if wrapped is None else CircuitConnection(self, wrapped, self.circuits)

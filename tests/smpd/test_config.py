@@ -805,7 +805,8 @@ def test_a_limit_for_unix_sockets_that_are_not_there() -> None:
             "Unix socket in listen in [server]."
         )
     for listen in ("tcp:1 unix:a", "haproxy:unix:a", "systemd:domain=UNIX:index=0"):
-        assert settings(f"[server]\nlisten = {listen}\n[tor]\nmost_connections = 7")
+        given = settings(f"[server]\nlisten = {listen}\n[tor]\nmost_connections = 7")
+        assert given.tor.most_connections == 7
 
 
 def test_the_port_behind_a_proxy() -> None:

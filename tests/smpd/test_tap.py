@@ -27,8 +27,9 @@ from torcfg.onion_keys import OnionKey
 from torcfg.publishing import State
 from txsimplex.addresses import ServerAddress
 from txsimplex.block_port import ReceiverFactory
+from txsimplex.client.blocks import BlockConnection
 from txsimplex.client.errors import DisconnectedError
-from txsimplex.client.session import BlockConnection, open_blocks
+from txsimplex.client.session import open_blocks
 
 ROOT = Path(__file__).parents[2]
 TWISTD = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"

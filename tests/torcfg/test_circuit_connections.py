@@ -14,7 +14,8 @@ from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from zope.interface import provider
 
 from tests.coroutines import finish, in_reactor, until
 from tests.txsimplex.block_peers import Echo, Receivers, Recorder, block
@@ -78,7 +79,7 @@ class Scene:
         stream = Proxied(client, client_context(alpn=(b"smp/1",)), server=False, clock=clock)
         stream.header = said
         self.streams.append(stream)
-        factory = Factory.forProtocol(lambda: stream)  # type: ignore[arg-type]
+        factory = Factory.forProtocol(lambda: stream)
         factory.noisy = False
         await UNIXClientEndpoint(reactor, str(self.path)).connect(factory)
         return client
@@ -94,9 +95,14 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path / "socket")
-    globalLogPublisher.addObserver(made.logged.append)
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        made.logged.append(event)
+
+    globalLogPublisher.addObserver(observe)
     yield made
-    globalLogPublisher.removeObserver(made.logged.append)
+    globalLogPublisher.removeObserver(observe)
 
     async def stop() -> None:
         if made.port is not None:

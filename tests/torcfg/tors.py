@@ -160,10 +160,13 @@ async def control_at(control: UNIXClientEndpoint) -> TorControlProtocol:
 class OnionRelay(RelayProcess):
     """A relay that is an onion service, and listens on no TCP port."""
 
+    kind = "unix"
+    """Of the endpoint that it listens on."""
+
     def __init__(self, directory: Path, settings: Settings) -> None:
         super().__init__(directory, Credentials.make(), {"tor.onion": "on", **settings})
         self.socket = directory / "onion"
-        self.listen = f"unix:{self.socket}:mode=600"
+        self.listen = f"{self.kind}:{self.socket}:mode=600"
 
     def write_configuration(self) -> Path:
         """With another endpoint in the place of the port, and without hosts."""
