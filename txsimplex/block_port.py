@@ -25,6 +25,8 @@ BACKLOG = 1024
 """Connections that may wait to be accepted (smp-wire.md §4.4)."""
 
 _ACCEPTS_PER_TURN = 50
+_REST = 0.05
+"""Seconds in which a process that has refused a connection leaves others to those that have not."""
 _DEFAULT_LIMITS = TransportLimits()
 
 
@@ -61,6 +63,7 @@ class BlockPort(tcp.Port):
 
     transport: Any = BlockServer
     reactor: Any
+    _shared = False
     _logger = Logger(observer=_WithoutAddresses())
     _created: Socket | None = None
 
@@ -125,6 +128,7 @@ class UnixBlockPort(unix.Port):
 
     transport: Any = UnixBlockServer
     reactor: Any
+    _shared = False
     _logger = BlockPort._logger
     _created: Socket | None = None
 
@@ -189,6 +193,7 @@ def _adopt(port: BlockPort | UnixBlockPort, listening: Socket) -> None:
     port._preexistingSocket = listening
     # Others may go on to accept connections from it.
     port._shouldShutdown = False
+    port._shared = True
     port.startListening()
 
 
@@ -198,18 +203,30 @@ def _accept(port: BlockPort | UnixBlockPort, accept_in_trouble: Callable[[], Non
     Twisted's way of it, with its provisions against a lack of descriptors, is taken only when
     accepting fails, since it takes thrice the time.
     """
+    refused = False
     for _ in range(_ACCEPTS_PER_TURN):
         try:
             accepted, peer = port.socket.accept()
         except BlockingIOError:
-            return
+            break
         except OSError:
             accept_in_trouble()
             return
-        _take_on(port, accepted, peer)
+        if not _take_on(port, accepted, peer):
+            refused = True
+    if refused and port._shared:
+        # Who has nothing to do but to refuse would be the first at each connection.
+        port.stopReading()
+        port.reactor.callLater(_REST, _go_on, port)
 
 
-def _take_on(port: BlockPort | UnixBlockPort, accepted: Socket, peer: Any) -> None:
+def _go_on(port: BlockPort | UnixBlockPort) -> None:
+    if port.connected and not port.disconnecting:
+        port.startReading()
+
+
+def _take_on(port: BlockPort | UnixBlockPort, accepted: Socket, peer: Any) -> bool:
+    """Whether there is a receiver for the connection, which is closed otherwise."""
     receiver = None
     try:
         address: Any = port._buildAddr(peer)
@@ -224,3 +241,4 @@ def _take_on(port: BlockPort | UnixBlockPort, accepted: Socket, peer: Any) -> No
         accepted.close()
         if receiver is not None:
             receiver.connectionLost(Failure())
+    return receiver is not None

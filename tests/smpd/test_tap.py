@@ -413,7 +413,7 @@ async def test_so_many_connections_come_through_a_unix_socket(directory: Path, k
 
 @in_reactor
 async def test_each_edge_has_its_share_of_them(directory: Path) -> None:
-    """Which edge a connection comes to is chance: one that is refused comes again."""
+    """What one that has enough refuses gets in at the other when it comes again."""
     from twisted.internet import reactor
 
     path = onion_socket(directory, "unix", "\nprocesses = 2")
@@ -430,14 +430,14 @@ async def test_each_edge_has_its_share_of_them(directory: Path) -> None:
     service = start(directory)
     try:
         await until(path.exists)
-        there = [await get_in(500) for _ in range(2)]
+        there = [await get_in(50) for _ in range(2)]
         assert all(there)
         assert await get_in(20) is None
         first, second = there
         assert first is not None
         assert second is not None
         first.abort()
-        third = await get_in(500)
+        third = await get_in(50)
         assert third is not None
         assert await get_in(20) is None
         for each in (second, third):

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from tests.coroutines import finish, in_reactor, until
 from tests.txsimplex.block_peers import Echo, Receivers, Recorder, block, connect
+from txsimplex import block_port
 from txsimplex.block_port import BlockPort, UnixBlockPort
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.listening import adopt, listen
@@ -214,3 +215,50 @@ async def test_a_socket_that_listens_already(
         await echoes(port, receivers)
         await adopted.stopListening()
     assert path.exists() == description.startswith("unix")
+
+
+@in_reactor
+async def test_who_refuses_leaves_the_next_to_others(
+    tmp_path: Path, ports: list[IListeningPort], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that share a socket; when nobody else takes it, it is refused, too."""
+    from twisted.internet import reactor
+
+    monkeypatch.setattr(block_port, "_REST", 1.0)
+    path = tmp_path / "socket"
+    shared = await listening(ports, f"unix:{path}", Receivers())
+    shared.stopReading()
+    full, other = Receivers(lambda: None), Receivers()
+    ports.append(adopt(reactor, socket.dup(shared.fileno()), full))
+    port: Any = adopt(reactor, socket.dup(shared.fileno()), other)
+    ports.append(port)
+    port.stopReading()
+
+    def connected() -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        return client
+
+    async def is_refused(client: socket.socket) -> None:
+        client.setblocking(False)
+        await until(lambda: ended(client))
+        client.close()
+
+    await is_refused(connected())
+    port.startReading()
+    clients = [connected() for _ in range(20)]
+    await until(lambda: len(other.made) == 20)
+    for client in clients:
+        client.close()
+    for receiver in other.made:
+        await receiver.until_lost()
+    port.stopReading()
+    await is_refused(connected())
+
+
+def ended(client: socket.socket) -> bool:
+    """Whether the other end has closed."""
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
