@@ -64,7 +64,7 @@ def name_of_service(directory: Path) -> str:
     except OSError as error:
         raise CredentialsError(
             f"{path} cannot be read: {error.strerror} (tor writes it when it starts, and lets its "
-            "group read it with HiddenServiceDirGroupReadable 1)"
+            "group read it with HiddenServiceDirGroupReadable 1 and DataDirectoryGroupReadable 1)"
         ) from None
     if not is_onion_address(name):
         raise CredentialsError(f"{path} has no name of an onion service of version 3 in it")

@@ -207,6 +207,7 @@ class TestServiceInTorrc:
     def test_a_name_that_cannot_be_read(self, relay: Relay, service: Path) -> None:
         says = (
             f"smpctl: {service / 'hostname'} cannot be read: No such file or directory (tor writes "
-            "it when it starts, and lets its group read it with HiddenServiceDirGroupReadable 1)\n"
+            "it when it starts, and lets its group read it with HiddenServiceDirGroupReadable 1 "
+            "and DataDirectoryGroupReadable 1)\n"
         )
         assert relay("show") == (1, "", says)
