@@ -36,7 +36,7 @@ from tests.txsimplex.block_peers import (
     credentials,
     endpoint_of,
 )
-from txsimplex import openssl
+from txsimplex import listening, openssl
 from txsimplex.block_port import BlockPort, UnixBlockPort
 from txsimplex.block_server import BlockServer, HandshakeBudget, UnixBlockServer
 from txsimplex.blocks_transport import BLOCK_SIZE, TransportLimits
@@ -948,6 +948,29 @@ async def test_a_lack_of_descriptors_is_survived(listen: Listen) -> None:
     await second.until_secured()
     await close(first, receivers.made[0])
     await close(second, receivers.made[-1])
+
+
+@in_reactor
+async def test_a_port_of_twisteds_names_nobody_when_descriptors_lack() -> None:
+    """As an endpoint has it that puts a protocol between."""
+    from twisted.internet import reactor
+
+    port: Any = await listening.listen(reactor, "haproxy:tcp:0:interface=127.0.0.1", Receivers())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client, log_events() as events:
+        client.setblocking(False)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()), hard))
+        try:
+            filler = fill_descriptors()
+            client.connect_ex(("127.0.0.1", port.getHost().port))
+            await sleep(0.2)
+        finally:
+            for descriptor in filler:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert any("EMFILE" in str(event.get("log_format")) for event in events)
+    assert not any("127.0.0.1" in str(event) for event in events)
+    await port.stopListening()
 
 
 def fill_descriptors() -> list[int]:
