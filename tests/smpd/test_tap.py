@@ -373,6 +373,12 @@ def connected(path: Path) -> socket.socket:
     return client
 
 
+def tell(client: socket.socket, circuit: int) -> socket.socket:
+    """Says what tor says in front of a connection."""
+    client.sendall(f"PROXY TCP6 fc00:dead:beef:4dad::0:{circuit:x} ::1 1 42\r\n".encode())
+    return client
+
+
 def is_closed(client: socket.socket) -> bool:
     """Whether the relay has closed a connection."""
     try:
@@ -407,6 +413,27 @@ async def test_so_many_connections_come_through_a_unix_socket(directory: Path, k
         for client in (second, third, fourth):
             client.close()
         await until(lambda: not sessions.by_unix)
+    finally:
+        await stopped(service)
+
+
+@in_reactor
+async def test_circuits_are_counted_at_a_proxys_endpoint(directory: Path) -> None:
+    """How many there are can be had of the listener."""
+    path = onion_socket(directory, "haproxy:unix")
+    with (directory / "smpd.ini").open("a") as file:
+        file.write("most_streams = 1\n")
+    service = start(directory)
+    circuits = service.listener.circuits
+    try:
+        first, refused = [tell(connected(path), 7) for _ in range(2)]
+        await until(lambda: is_closed(refused) or is_closed(first))
+        other = tell(connected(path), 8)
+        await until(lambda: circuits.connections == 2)
+        assert circuits.count == 2
+        for client in (first, refused, other):
+            client.close()
+        await until(lambda: circuits.connections == circuits.count == 0)
     finally:
         await stopped(service)
 
