@@ -23,10 +23,12 @@ from tests.torcfg.tors import (
     BY_TOR,
     REACHED,
     EndpointRelay,
+    alone,
     onion_endpoint,
     reactor,
     smpctl,
     through_tor,
+    with_password,
     works,
 )
 from torcfg.endpoints import OnionPort
@@ -45,6 +47,8 @@ async def test_a_relay_is_reached_by_its_endpoint(
 ) -> None:
     connections: list[Connection] = []
     with EndpointRelay(tmp_path, host, {"server.processes": processes}) as process:
+        # A tor that asks too early remembers for a while that there was nothing.
+        await until(lambda: "the onion service: published" in process.log, REACHED)
         await works(user, Relay(process, connections), process.onion.text)
         assert process.listening == set()
         printed = await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "address")
@@ -82,3 +86,16 @@ async def test_any_program_is_reached_by_its_endpoint(
     assert await answer.came == b"hello"
     answer.transport.abortConnection()
     await port.stopListening()
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_a_password_is_in_a_file(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.touch(0o600)
+    password.write_text("secret\n")
+    async with alone(tmp_path / "tor", *with_password("secret")) as tor:
+        text = f"{onion_endpoint(tmp_path, tor)}:passwordfile={password}"
+        port = await serverFromString(reactor(), text).listen(Factory.forProtocol(Echo))
+        await until(lambda: port.publisher.status.state is State.BOOTSTRAPPING, REACHED)
+        await port.stopListening()

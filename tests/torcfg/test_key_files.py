@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torcfg.key_files import kept_key, read_key, read_private_key
+from torcfg.key_files import kept_key, read_key, read_password, read_private_key
 from torcfg.onion_keys import KeyFileError, OnionKey
 
 
@@ -52,3 +52,29 @@ def test_a_key_that_others_may_read(tmp_path: Path) -> None:
         with pytest.raises(KeyFileError, match=f"^{path} may be read by others: make its mode 600"):
             read(path)
     assert read_key(path) == key
+
+
+def test_a_password_is_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.touch(0o600)
+    for content in ("it's a secret", "it's a secret\nand more\n"):
+        path.write_text(content)
+        assert read_password(path) == "it's a secret"
+
+
+@pytest.mark.parametrize("content", [b"", b"\nhunter2", b"hunter2\0", b"hunter2\xff"])
+def test_what_is_no_password(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "password"
+    path.touch(0o600)
+    path.write_bytes(content)
+    with pytest.raises(KeyFileError, match=f"^{path} cannot be used: it ") as caught:
+        read_password(path)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_that_others_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("hunter2")
+    path.chmod(0o604)
+    with pytest.raises(KeyFileError, match=f"^{path} may be read by others: make its mode 600$"):
+        read_password(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from tests.torcfg.tors import (
     alone,
     publish,
     reactor,
+    with_password,
     without_network,
 )
 from torcfg.publishing import State
@@ -54,12 +54,8 @@ async def test_there_is_no_tor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("given", "gets_in"), [("secret", True), ("wrong", False), (None, False)])
 @ensureDeferred
 async def test_a_password(tmp_path: Path, given: str | None, *, gets_in: bool) -> None:
-    hashed = subprocess.run(
-        ["tor", "--quiet", "--hash-password", "secret"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    lines = ("CookieAuthentication 0", f"HashedControlPassword {hashed}")
     async with (
-        alone(tmp_path / "tor", *lines) as tor,
+        alone(tmp_path / "tor", *with_password("secret")) as tor,
         publish(tor, NOWHERE, password=given) as service,
     ):
         if gets_in:

@@ -229,6 +229,13 @@ def without_network(directory: Path, *more: str) -> Path:
     return path
 
 
+def with_password(password: str) -> tuple[str, str]:
+    """Further lines for a tor that lets in who has the password, and not who reads its cookie."""
+    command = ("tor", "--quiet", "--hash-password", password)
+    hashed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return ("CookieAuthentication 0", f"HashedControlPassword {hashed}")
+
+
 @asynccontextmanager
 async def alone(directory: Path, *more: str) -> AsyncIterator[TorProcess]:
     """A tor without any network."""
