@@ -1,58 +1,27 @@
 """The relay's certificate files: read together, written whole.
 
-Every file is written under another name, synced and renamed, so that after a
-crash it is the old one or the new one. A key and its certificate are two files;
-`replace_pair` goes through states in each of which `read_identity` finds a key
-with its own certificate (docs/spec/smp-ops.md §3).
+A key and its certificate are two files; `replace_pair` goes through states in each of which
+`read_identity` finds a key with its own certificate (docs/spec/smp-ops.md §3).
 """
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from torcfg.whole_files import sync_directory, write_temporary
 from txsimplex.certificates import Certificate, CertificateError, ServerIdentity
 from txsimplex.encoding import ParseError
 from txsimplex.keys import PrivateKey
 from txsimplex.pem import decode_certificates, decode_key
+from txsimplex.whole_files import PRIVATE, PUBLIC, replace, sync_directory
 
 T = TypeVar("T")
-
-PRIVATE = 0o600
-PUBLIC = 0o644
-_DIRECTORY = 0o700
 
 
 class CredentialsError(Exception):
     """Files of keys or certificates that cannot be used; the text is a sentence that names them."""
-
-
-def make_directory(path: Path) -> None:
-    """Makes a directory for its owner alone, and those above it; one that is there stays."""
-    if not path.is_dir():
-        path.mkdir(mode=_DIRECTORY, parents=True)
-        sync_directory(path.parent)
-
-
-def replace(path: Path, data: bytes, mode: int) -> None:
-    """Writes a file, in place of one that may be there.
-
-    Its owner and group stay, and a group that could read it still can, since
-    that may be how the relay's user reads it.
-    """
-    temporary = write_temporary(path, data, mode)
-    try:
-        _take_ownership(path, temporary, mode)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
-    sync_directory(path.parent)
 
 
 def pending(certificate: Path) -> Path:
@@ -144,14 +113,3 @@ def _decoded(path: Path, decode: Callable[[bytes], T], allowed: str) -> T:
         raise CredentialsError(f"{path} cannot be read: {error.strerror}") from None
     except ParseError:
         raise CredentialsError(f"{path} does not contain {allowed}") from None
-
-
-def _take_ownership(path: Path, temporary: Path, mode: int) -> None:
-    try:
-        old = path.stat()
-    except FileNotFoundError:
-        return
-    new = temporary.stat()
-    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-        os.chown(temporary, old.st_uid, old.st_gid)
-    temporary.chmod(mode | stat.S_IMODE(old.st_mode) & stat.S_IRGRP)

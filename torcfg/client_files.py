@@ -5,34 +5,28 @@ Without the directory everybody may; in an empty one is nobody's file, so nobody
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from torcfg.client_keys import authorized, is_client_name, read_authorized
 from torcfg.onion_keys import KeyFileError
+from txsimplex.whole_files import PRIVATE, create, make_directory
 
 __all__ = ["MOST_CLIENTS", "ClientFiles"]
 
 MOST_CLIENTS: Final = 300
 """A descriptor has no room for many more."""
 _ENDING: Final = ".auth"
-_PRIVATE: Final = 0o600
-_DIRECTORY: Final = 0o700
 
 
 class ClientFiles:
     """The clients of an onion service, in a directory.
 
-    `create` writes a file that is not there yet, or raises `FileExistsError`: it is given a path,
-    the content and the mode. Methods raise `OSError` for a directory that cannot be used.
+    Methods raise `OSError` for one that cannot be used.
     """
 
-    def __init__(
-        self, directory: Path, create: Callable[[Path, bytes, int], None] | None = None
-    ) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._create = create
 
     def names(self) -> list[str] | None:
         """The clients' names in order; None when everybody may connect."""
@@ -66,9 +60,8 @@ class ClientFiles:
 
     def add(self, name: str, public: str) -> None:
         """Lets a client in; raises `FileExistsError` when there is one of that name."""
-        assert self._create is not None
-        self.directory.mkdir(mode=_DIRECTORY, exist_ok=True)
-        self._create(self._path(name), authorized(public).encode("ascii"), _PRIVATE)
+        make_directory(self.directory)
+        create(self._path(name), authorized(public).encode("ascii"), PRIVATE)
 
     def remove(self, name: str) -> None:
         """Lets a client in no more; raises `FileNotFoundError` when there is none of that name."""

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from torcfg.onion_keys import KeyFileError, OnionKey
-from torcfg.whole_files import create
+from txsimplex.whole_files import PRIVATE, create
 
 __all__ = ["kept_key", "read_key", "read_password", "read_private_key"]
-
-_PRIVATE: Final = 0o600
 
 
 def read_key(path: Path) -> OnionKey:
@@ -39,7 +36,7 @@ def kept_key(path: Path, random: Callable[[int], bytes]) -> OnionKey:
     """The key in a file, made if there is none yet. Raises `KeyFileError`."""
     if not path.exists():
         try:
-            create(path, OnionKey.generate(random).encode(), _PRIVATE)
+            create(path, OnionKey.generate(random).encode(), PRIVATE)
         except FileExistsError:
             return read_private_key(path)
         except OSError as error:

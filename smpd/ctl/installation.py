@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet.endpoints import quoteStringArgument
 
 from smpd.config import DEFAULT_PATH, Settings, parse
-from smpd.credentials import PRIVATE, PUBLIC, make_directory, read_certificates
+from smpd.credentials import read_certificates
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
 from smpd.ctl.errors import CommandError, UsageError
@@ -23,13 +23,13 @@ from smpd.endpoints import OWN_TOR, onion_endpoints
 from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
 from smpd.onion import onion_hosts, read_key_file
 from torcfg.onion_keys import OnionKey
-from torcfg.whole_files import create
 from txsimplex.addresses import Host
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.pem import encode_certificates, encode_key
 from txsimplex.scanning import to_base64url
+from txsimplex.whole_files import PRIVATE, PUBLIC, create, make_directory
 
 TEMPLATE = "smpd.ini"
 _PASSWORD_SIZE = 24

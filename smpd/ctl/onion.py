@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from smpd.config import Settings, load
-from smpd.credentials import PRIVATE, replace
 from smpd.ctl import onion_clients
 from smpd.ctl.configuration import add_configuration_to
 from smpd.ctl.errors import CommandError
 from smpd.onion import name_of_service, read_key_file, read_onion_key
 from torcfg.onion_keys import OnionKey
-from torcfg.whole_files import create
+from txsimplex.whole_files import PRIVATE, create, replace
 
 _KEY_FILE = "hs_ed25519_secret_key"
 

@@ -17,7 +17,6 @@ from smpd.onion import read_onion_key
 from torcfg.client_files import MOST_CLIENTS, ClientFiles
 from torcfg.client_keys import ClientKey, is_client_name, read_public
 from torcfg.onion_keys import KeyFileError
-from torcfg.whole_files import create
 
 _EXAMPLES = """\
 examples:
@@ -74,7 +73,7 @@ def _key(text: str) -> str:
 
 
 def _files(settings: Settings) -> ClientFiles:
-    return ClientFiles(settings.tor.clients, create)
+    return ClientFiles(settings.tor.clients)
 
 
 def _add(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from smpd.stores.disk import Punch, has_data, hole_puncher, sync_directory
+from smpd.stores.disk import Punch, has_data, hole_puncher
+from txsimplex.whole_files import sync_directory
 
 ALIGNMENT: Final = 4096
 """Each body starts at a multiple of this, in bytes, so that the place of each can be

@@ -1,4 +1,4 @@
-"""What Python has no call for: holes in files, and syncing a directory."""
+"""What Python has no call for: holes in files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 Punch = Callable[[int, int, int], None]
@@ -16,15 +15,6 @@ Punch = Callable[[int, int, int], None]
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
 _READ: Final = 1 << 20
-
-
-def sync_directory(path: Path) -> None:
-    """Makes it safe that files were made in a directory, renamed or removed. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def has_data(descriptor: int, size: int) -> bool:

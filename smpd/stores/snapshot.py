@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from smpd.queues import Queue
-from smpd.stores.disk import sync_directory
 from smpd.stores.interface import Collision, RoleMismatch, StoreUnusable
 from smpd.stores.memory import MemoryStore
 from smpd.stores.records import (
@@ -29,6 +28,7 @@ from smpd.stores.records import (
     read_service,
 )
 from txsimplex.encoding import ParseError, Reader, short, u16, u32, whole
+from txsimplex.whole_files import sync_directory
 
 Read = Callable[[int], bytes]
 """Gives as many of the next bytes as it is asked for, fewer only at the end."""

@@ -24,7 +24,6 @@ from smpd.stores.conversion import (
     Waiting,
     behind_their_queues,
 )
-from smpd.stores.disk import sync_directory
 from smpd.stores.interface import Notification, Service, StoreUnusable
 from smpd.stores.rows import (
     SERVICE_COLUMNS,
@@ -48,6 +47,7 @@ from smpd.stores.sqlite_file import (
 from smpd.stores.sqlite_reader import ALL_QUEUES
 from smpd.stores.sqlite_rows import MESSAGE_COLUMNS, StoredMessage, notification_row
 from smpd.stores.sqlite_writer import Batch, SqliteWriter
+from txsimplex.whole_files import sync_directory
 
 _BESIDE: Final = ".converting"
 """What the name of a directory ends with that is being filled."""

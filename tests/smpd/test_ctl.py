@@ -22,12 +22,12 @@ from smpd.credentials import read_certificates, read_identity, read_key
 from smpd.ctl import installation
 from smpd.ctl.address import print_qr_code
 from smpd.ctl.errors import CommandError
-from torcfg.whole_files import create
 from txsimplex.addresses import ServerAddress
 from txsimplex.certificates import Certificate, fingerprint
 from txsimplex.client.session import utc_now
 from txsimplex.keys import Algorithm
 from txsimplex.scanning import to_base64url
+from txsimplex.whole_files import create
 
 ROOT = Path(__file__).parents[2]
 FILES = ["ca.crt", "ca.key", "server.crt", "server.key", "smpd.ini"]

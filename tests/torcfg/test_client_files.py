@@ -12,15 +12,9 @@ from torcfg.client_keys import ClientKey, authorized
 from torcfg.onion_keys import KeyFileError
 
 
-def create(path: Path, data: bytes, mode: int) -> None:
-    """Writes a new file."""
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
-        file.write(data)
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> ClientFiles:
-    return ClientFiles(tmp_path / "clients", create)
+    return ClientFiles(tmp_path / "clients")
 
 
 def new_key() -> str:
