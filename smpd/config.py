@@ -16,12 +16,9 @@ from typing import Any, TypeVar
 
 from smpd.endpoints import (
     ENDPOINTS,
-    OWN_TOR,
     behind_proxy,
     endpoint,
-    is_unix,
     onion_endpoints,
-    onion_target,
     tcp_port,
 )
 from smpd.ini import (
@@ -34,6 +31,7 @@ from smpd.ini import (
     on_off,
     one_of,
     optional,
+    path_of,
     quoted,
     seconds,
     section_class,
@@ -42,7 +40,7 @@ from smpd.ini import (
     words,
 )
 from smpd.proxy_settings import ProxySettings, is_domain
-from torcfg.descriptions import is_control
+from smpd.tor_settings import TorSettings, check_tor
 from txsimplex.addresses import (
     DEFAULT_SMP_PORT,
     Host,
@@ -76,35 +74,12 @@ def _at_least_one(kind: Kind[tuple[T, ...]]) -> Kind[tuple[T, ...]]:
     return Kind(read, kind.allowed)
 
 
-def _read_path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise Refused((quoted(text), None))
-    return Path(text)
-
-
-def _path(what: str = "a file") -> Kind[Path]:
-    return Kind(_read_path, f"the path of {what}, from the configuration's own directory")
-
-
 def _read_password(text: str) -> bytes:
     """Basic auth (smp-wire.md §1): bytes printable as Latin-1, no space, none of `@ : /`."""
     password = text.encode("utf-8", "surrogatepass")
     if not 1 <= len(password) <= 255 or not is_password(password):
         raise Refused(("", None))
     return password
-
-
-def _read_control_password(text: str) -> str:
-    if not text.isprintable():
-        raise Refused(("", None))
-    return text
-
-
-def _port(text: str) -> int:
-    try:
-        return whole_number(1, 65535).read(text)
-    except Refused:
-        raise Refused((quoted(text), None)) from None
 
 
 def _read_database(text: str) -> str:
@@ -132,8 +107,6 @@ def _host(text: str) -> Host:
 _PASSWORD: Kind[bytes] = Kind(
     _read_password, "1 to 255 printable characters without spaces, @, : and /", secret=True
 )
-_CONTROL_PASSWORD: Kind[str] = Kind(_read_control_password, "printable characters", secret=True)
-_PORTS = "numbers of ports from 1 to 65535, such as 5223 443"
 _QUEUE_SIZE = whole_number(1, 65535)
 _INTERVAL = seconds(_SHORTEST, _LONGEST)
 
@@ -163,9 +136,9 @@ class ServerSettings:
         _at_least_one(each_once(words(endpoint, ENDPOINTS))), ("tcp:5223",)
     )
     hosts: tuple[Host, ...] = setting(each_once(words(_host, _HOSTS)), ())
-    certificate: Path = setting(_path(), Path("server.crt"))  # noqa: RUF009
-    key: Path = setting(_path(), Path("server.key"))  # noqa: RUF009
-    ca_certificate: Path = setting(_path(), Path("ca.crt"))  # noqa: RUF009
+    certificate: Path = setting(path_of(), Path("server.crt"))  # noqa: RUF009
+    key: Path = setting(path_of(), Path("server.key"))  # noqa: RUF009
+    ca_certificate: Path = setting(path_of(), Path("ca.crt"))  # noqa: RUF009
     address_port: int | None = setting(optional(whole_number(1, 65535)), None)
     processes: int = setting(
         Kind(_read_processes, f"auto, or a whole number from 1 to {_MOST_PROCESSES}"), 1
@@ -240,48 +213,11 @@ class InactiveClientSettings:
     check_interval: float = setting(_INTERVAL, 3600.0)
 
 
-def _read_control(text: str) -> str:
-    """Where tor's control socket or port is, as an endpoint, or `OWN_TOR`."""
-    if text != OWN_TOR and not is_control(text):
-        raise Refused((quoted(text), None))
-    return text
-
-
-@dataclass(frozen=True, slots=True)
-class TorSettings:
-    """`[tor]`: whether the relay is an onion service, and by which tor.
-
-    `control` is where that tor is told what to do, an endpoint, or `OWN_TOR`: the relay then runs
-    a tor with its files in `directory`, and further lines of its torrc in `include`.
-    `clients` has the files of who may reach the onion service, everybody if it is not there.
-    `onion_ports` are those of the onion service, without any that of the address. A circuit may
-    have `most_streams` connections, and all Unix sockets together `most_connections`; 0 for any
-    number. `service_directory` is the HiddenServiceDir of an onion service that is tor's own.
-    """
-
-    onion: bool = setting(on_off(), False)
-    service_directory: Path | None = setting(optional(_path("a directory")), None)  # noqa: RUF009
-    control: str = setting(
-        Kind(_read_control, f"unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or {OWN_TOR}"),
-        "unix:/run/tor/control",
-    )
-    directory: Path = setting(_path("a directory"), Path("tor"))  # noqa: RUF009
-    include: Path | None = setting(optional(_path()), None)  # noqa: RUF009
-    password: str | None = setting(optional(_CONTROL_PASSWORD), None)
-    onion_key: Path = setting(_path(), Path("onion.key"))  # noqa: RUF009
-    clients: Path = setting(_path("a directory"), Path("onion.clients"))  # noqa: RUF009
-    onion_ports: tuple[int, ...] = setting(each_once(words(_port, _PORTS)), ())
-    most_streams: int = setting(whole_number(0, 65535), 0)
-    most_connections: int = setting(whole_number(0, 1_000_000), 0)
-    proof_of_work: bool = setting(on_off(), False)
-    single_hop: bool = setting(on_off(), False)
-
-
 @dataclass(frozen=True, slots=True)
 class ControlSettings:
     """`[control]`: the Unix socket by which a relay that runs is asked and told things."""
 
-    socket: Path | None = setting(optional(_path()), Path("control.sock"))  # noqa: RUF009
+    socket: Path | None = setting(optional(path_of()), Path("control.sock"))  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,13 +232,13 @@ class StoreSettings:
     """
 
     kind: str = setting(one_of("sqlite", "postgres", "memory"), "sqlite")
-    path: Path = setting(_path("a directory"), Path("store"))  # noqa: RUF009
+    path: Path = setting(path_of("a directory"), Path("store"))  # noqa: RUF009
     database: str | None = setting(optional(_DATABASE), None)
     connections: int = setting(whole_number(1, 64), 4)
     commit_interval: float = setting(seconds(0.001, 1), 0.006)
     cached_queues: int = setting(whole_number(100, 100_000_000), 20_000)
     answer_timeout: float = setting(_INTERVAL, 5.0)
-    snapshot: Path | None = setting(optional(_path()), None)  # noqa: RUF009
+    snapshot: Path | None = setting(optional(path_of()), None)  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +297,7 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     _check_versions(document, settings.protocol)
     _check_files(document, server)
     _check_processes(document, server)
-    _check_tor(document, settings)
+    check_tor(document, settings.tor, server.listen, own_socks=settings.proxy.own_tor)
     _check_onion_endpoints(document, settings, directory)
     _check_store(document, settings.store)
     if document.faults:
@@ -414,44 +350,6 @@ def _check_processes(document: Document, server: ServerSettings) -> None:
             )
 
 
-_PUBLISHING = (
-    *("control", "directory", "include", "password"),
-    *("onion_key", "onion_ports", "proof_of_work", "single_hop"),
-)
-"""Keys that are for an onion service that the relay publishes."""
-
-
-def _check_tor(document: Document, settings: Settings) -> None:
-    tor, listen = settings.tor, settings.server.listen
-    if tor.most_connections and not any(is_unix(each) for each in listen):
-        document.refuse(
-            "tor",
-            "most_connections",
-            f'"{tor.most_connections}"',
-            "0, unless there is a Unix socket in listen in [server]",
-        )
-    if tor.service_directory is not None:
-        _check_service_of_tor(document, tor, listen)
-    elif tor.onion and onion_target(listen) is None:
-        document.refuse(
-            "server",
-            "listen",
-            "nothing that tor can connect to",
-            "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
-            "listen",
-        )
-
-    if tor.single_hop and tor.control == settings.proxy.socks_proxy == OWN_TOR:
-        document.refuse(
-            "tor",
-            "single_hop",
-            quoted("on"),
-            "off, where the relay's own tor has to take the proxy to others, too "
-            "(socks_proxy = own in [proxy])",
-            "control",
-        )
-
-
 def _check_onion_endpoints(document: Document, settings: Settings, directory: Path) -> None:
     server, tor = settings.server, settings.tor
     keys = [directory / tor.onion_key] if tor.onion else []
@@ -472,21 +370,6 @@ def _check_onion_endpoints(document: Document, settings: Settings, directory: Pa
                 "a key that no other onion service of the relay has",
             )
         keys.append(each.key)
-
-
-def _check_service_of_tor(document: Document, tor: TorSettings, listen: Sequence[str]) -> None:
-    for key in _PUBLISHING:
-        if document.line_of("tor", key) is not None:
-            document.refuse(
-                "tor", key, "a value", "nothing beside service_directory: torrc has all of that"
-            )
-    if tor.most_streams and all(behind_proxy(each) is None for each in listen):
-        document.refuse(
-            "tor",
-            "most_streams",
-            f'"{tor.most_streams}"',
-            "0 beside service_directory, unless there is a haproxy: endpoint in listen in [server]",
-        )
 
 
 def _check_versions(document: Document, protocol: ProtocolSettings) -> None:

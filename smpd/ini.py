@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
@@ -112,6 +113,17 @@ def one_of(*names: str) -> Kind[str]:
         return text
 
     return Kind(read, " or ".join(names))
+
+
+def _read_path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise Refused((quoted(text), None))
+    return Path(text)
+
+
+def path_of(what: str = "a file") -> Kind[Path]:
+    """The path of something, which need not be there."""
+    return Kind(_read_path, f"the path of {what}, from the configuration's own directory")
 
 
 def whole_number(least: int, most: int) -> Kind[int]:
