@@ -460,6 +460,11 @@ class Edges:
         """How many there are now, of those that have shaken hands."""
         return sum(process.connections for process in self.processes)
 
+    @property
+    def connections_by_unix(self) -> None:
+        """Edges do not tell how their connections came."""
+        return None
+
     def buildReceiver(self, address: IAddress) -> None:
         """Refuses: connections are accepted by edges."""
 

@@ -185,6 +185,12 @@ class Listener(Service):
         return others if own is None else [own, *others]
 
     @property
+    def circuits_told(self) -> int | None:
+        """How many circuits of Tor there are now; None where tor is not there to tell."""
+        told = any(behind_proxy(each) is not None for each in self._settings.server.listen)
+        return self.circuits.count if told else None
+
+    @property
     def onion_ports(self) -> list[OnionPort]:
         """Those that are onion services; the `publisher` of each says how far it is."""
         return [port for port in self.ports if isinstance(port, OnionPort)]

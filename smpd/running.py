@@ -15,6 +15,10 @@ class Connected(Protocol):
     def connections(self) -> int:
         """How many there are."""
 
+    @property
+    def connections_by_unix(self) -> int | None:
+        """How many of them came through Unix sockets, as those by Tor do; None if unknown."""
+
 
 class OnionStatus(Protocol):
     """How far an onion service is, as `torcfg.publishing.Status`."""
@@ -55,7 +59,9 @@ class PublishedOnion(Protocol):
 class RunningRelay:
     """Answers requests about one relay.
 
-    `connected` and `onions` give what there is at that moment, `seconds` is the reactor's clock.
+    `connected`, `onions` and `circuits` give what there is at that moment, `seconds` is the
+    reactor's clock. `in_torrc` is the name of an onion service that is tor's own; nobody tells of
+    circuits but tor for such a one.
     """
 
     def __init__(
@@ -64,10 +70,15 @@ class RunningRelay:
         connected: Connected,
         onions: Callable[[], Sequence[PublishedOnion]],
         seconds: Callable[[], float],
+        *,
+        in_torrc: str | None = None,
+        circuits: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._processes = processes
         self._connected = connected
         self._onions = onions
+        self._in_torrc = in_torrc
+        self._circuits = circuits
         self._seconds = seconds
         self._begin = seconds()
 
@@ -82,15 +93,21 @@ class RunningRelay:
             "running": self._since(self._begin),
             "processes": self._processes,
             "connections": self._connected.connections,
-            "onion": [self._onion(each) for each in self._onions()],
+            "connections_by_unix": self._connected.connections_by_unix,
+            "circuits": self._circuits(),
+            "onion": [*map(self._onion, self._onions()), *self._of_tor()],
         }
+
+    def _of_tor(self) -> list[dict[str, Any]]:
+        """Of an onion service of tor's own, of which only tor knows more."""
+        return [{"host": self._in_torrc, "state": "in torrc"}] if self._in_torrc else []
 
     async def onion_clients(self) -> Answer:
         """Lets those reach the relay's onion services that may now, and nobody else."""
         onions = self._onions()
         for each in onions:
             await each.republish()
-        return {"onion": [self._onion(each) for each in onions]}
+        return {"onion": list(map(self._onion, onions))}
 
     def _onion(self, onion: PublishedOnion) -> dict[str, Any]:
         status = onion.status

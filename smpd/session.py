@@ -381,6 +381,11 @@ class SessionFactory:
         """How many there are now."""
         return len(self.sessions)
 
+    @property
+    def connections_by_unix(self) -> int:
+        """How many of them came through Unix sockets."""
+        return len(self.by_unix)
+
     def buildReceiver(self, address: IAddress) -> Session | None:
         """A session for a connection that was just accepted; None when there are enough."""
         by_unix = isinstance(address, UNIXAddress)

@@ -30,7 +30,7 @@ from smpd.credentials import CredentialsError, read_identity
 from smpd.delays import delivery_delay
 from smpd.ini import ConfigurationError
 from smpd.listener import Entrance, Listener, transport_limits
-from smpd.onion import onion_services
+from smpd.onion import onion_host, onion_services
 from smpd.own_tor import own_tor
 from smpd.proxy import Proxy
 from smpd.proxying import exposure, make_proxy
@@ -161,13 +161,20 @@ class RelayService(MultiService):
     def _listen_to_the_sysadmin(self, settings: Settings) -> None:
         path = settings.control.socket
         if path is not None:
+            in_torrc = None if settings.tor.service_directory is None else onion_host(settings)
             running = RunningRelay(
-                settings.server.processes, self.sessions, self._onions, self._reactor.seconds
+                settings.server.processes,
+                self.sessions,
+                self._onions,
+                self._reactor.seconds,
+                in_torrc=None if in_torrc is None else in_torrc.text,
+                circuits=lambda: self.listener.circuits_told,
             )
             ControlSocket(self._reactor, path, running.requests).setServiceParent(self)
 
     def _onions(self) -> list[PublishedOnion]:
-        return [service for service in self if isinstance(service, PublishedOnion)]
+        own = [service for service in self if isinstance(service, PublishedOnion)]
+        return [*own, *(port.publisher for port in self.listener.onion_ports)]
 
     @inlineCallbacks
     def stopService(self) -> Any:

@@ -30,6 +30,7 @@ from zope.interface import implementer
 from torcfg.descriptions import LONGEST_SOCKET_PATH, OnionDescription
 from torcfg.key_files import kept_key, read_password
 from torcfg.onion_services import OnionService, ProofOfWork
+from txsimplex.stale_sockets import remove_stale
 
 if TYPE_CHECKING:
     from torcfg.publishing import OnionPublisher
@@ -72,8 +73,8 @@ class OnionEndpoint:
             service = _service(given, path)
             key = kept_key(given.key, os.urandom)
             password = None if given.password_file is None else read_password(given.password_file)
-            # The lock is there so that a socket which a crash has left behind is replaced.
-            port = self._reactor.listenUNIX(str(path), factory, mode=given.mode, wantPID=True)
+            remove_stale(str(path))
+            port = self._reactor.listenUNIX(str(path), factory, mode=given.mode)
         except (OSError, ValueError) as error:
             raise CannotListenError(None, str(path), error) from None
         control = clientFromString(self._reactor, given.control)

@@ -13,7 +13,7 @@ the relay's, so the address stays.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -96,7 +96,7 @@ class OnionPublisher(Service):
         service: OnionService,
         *,
         password: str | None = None,
-        clients: Callable[[], Sequence[str] | None] = lambda: None,
+        clients: Callable[[], tuple[str, ...] | None] = lambda: None,
         changed: Callable[[Status], None] = lambda status: None,
     ) -> None:
         self.status = Status(State.STOPPED)
@@ -112,7 +112,7 @@ class OnionPublisher(Service):
         self._protocol: TorControlProtocol | None = None
         self._commands = DeferredLock()
         # Those who may connect, as was told by this control connection: nobody at first.
-        self._let_in: Sequence[str] | None = ()
+        self._let_in: tuple[str, ...] | None = ()
         self._running: Deferred[None] | None = None
         self._failures = 0
 
@@ -215,7 +215,7 @@ class OnionPublisher(Service):
         name = self._key.address.removesuffix(".onion")
         if f"ServiceID={name}" not in answer.split():
             raise _TroubleError("tor has published another address")
-        before, self._let_in = self._let_in, clients
+        before, self._let_in = self._let_in, clients if clients is None else tuple(clients)
         if clients is not None and (not before or not set(before) <= set(clients)):
             await self._close_circuits(protocol)
 
@@ -254,8 +254,8 @@ class OnionPublisher(Service):
             return
         try:
             async with self._commands:
-                if self._protocol is not protocol:
-                    # It has been lost, and what comes next begins with them.
+                if self._protocol is not protocol or self._unchanged():
+                    # Or it has been lost, and the next one begins with them.
                     return
                 await self._ask(protocol.queue_command(delete_onion(self._key)))
                 self._note(State.PUBLISHING)
@@ -265,6 +265,13 @@ class OnionPublisher(Service):
                 "the onion service: {trouble}; it is published anew", trouble=trouble
             )
             protocol.transport.abortConnection()
+
+    def _unchanged(self) -> bool:
+        """Whether tor knows who may connect already: then there is no need to disturb it."""
+        try:
+            return self._clients() == self._let_in
+        except KeyFileError:
+            return False
 
     # -- status
 

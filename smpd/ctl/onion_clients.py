@@ -73,13 +73,21 @@ def _key(text: str) -> str:
 
 
 def _files(settings: Settings) -> ClientFiles:
+    """Raises `CommandError` where there is no onion service that they could be for."""
+    if settings.tor.service_directory is not None:
+        raise CommandError(
+            "the onion service is tor's own, and its clients are in authorized_clients in "
+            f"{settings.tor.service_directory}"
+        )
+    if not settings.tor.onion:
+        raise CommandError("the relay is no onion service: [tor] onion is off")
     return ClientFiles(settings.tor.clients)
 
 
 def _add(arguments: argparse.Namespace) -> None:
     settings, name = load(arguments.config), arguments.client
-    address = read_onion_key(settings).address
     files = _files(settings)
+    address = read_onion_key(settings).address
     before = files.names()
     if before is not None and len(before) >= MOST_CLIENTS:
         raise CommandError(f"there are {MOST_CLIENTS} clients already, and tor takes no more")

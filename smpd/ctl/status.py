@@ -52,14 +52,21 @@ def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Relay", f"runs for {duration(status['running'])}"
     yield "Processes", str(status["processes"])
     yield "Connections", str(status["connections"])
+    if status["connections_by_unix"] is not None:
+        yield "  By socket", str(status["connections_by_unix"])
+    if status["circuits"] is not None:
+        yield "  Circuits", str(status["circuits"])
     for onion in status["onion"]:
         yield "Onion service", onion["host"]
         yield "  State", state_of(onion)
-        yield "  Clients", clients_of(onion)
+        if "clients" in onion:
+            yield "  Clients", clients_of(onion)
 
 
 def state_of(onion: Mapping[str, Any]) -> str:
     """How far an onion service is, in the words of a sentence."""
+    if "since" not in onion:
+        return str(onion["state"])
     detail = f" ({onion['detail']})" if onion["detail"] else ""
     return f"{onion['state']} for {duration(onion['since'])}{detail}"
 

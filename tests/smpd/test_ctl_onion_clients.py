@@ -117,6 +117,26 @@ def test_there_is_no_key_of_an_onion_service(relay: Relay) -> None:
     assert not relay.clients.exists()
 
 
+@pytest.mark.parametrize(
+    ("ini", "says"),
+    [
+        ("", "the relay is no onion service: [tor] onion is off"),
+        (
+            "[tor]\nonion = on\nservice_directory = hs\n[server]\nlisten = tcp:5223\n",
+            "the onion service is tor's own, and its clients are in authorized_clients in {}/hs",
+        ),
+    ],
+)
+@pytest.mark.parametrize("arguments", [("add", "a"), ("remove", "a"), ("list",), ("open",)])
+def test_relays_that_have_no_clients(
+    relay: Relay, ini: str, says: str, arguments: tuple[str, ...]
+) -> None:
+    (relay.directory / "smpd.ini").write_text(ini)
+    complaint = f"smpctl: {says.format(relay.directory)}\n"
+    assert relay(*arguments) == (1, "", complaint)
+    assert not relay.clients.exists()
+
+
 def test_a_file_that_cannot_be_used(relay: Relay) -> None:
     relay("add", "alice")
     (relay.clients / "alice.auth").write_text("nonsense")

@@ -48,6 +48,7 @@ class Onion:
 
 class Connected:
     connections = 7
+    connections_by_unix: int | None = 3
 
 
 def answer(request: Any) -> Any:
@@ -65,11 +66,21 @@ def test_its_status() -> None:
         "running": 90.5,
         "processes": 2,
         "connections": 7,
+        "connections_by_unix": 3,
+        "circuits": None,
         "onion": [
             {"host": ONION, "state": "published", "detail": "", "since": 40.5, "clients": None}
         ],
     }
     assert onion.republished == 0
+
+
+def test_an_onion_service_in_torrc() -> None:
+    relay = RunningRelay(1, Connected(), list, lambda: 0.0, in_torrc=ONION, circuits=lambda: 2)
+    told = answer(relay.requests["status"])
+    assert told["circuits"] == 2
+    assert told["onion"] == [{"host": ONION, "state": "in torrc"}]
+    assert answer(relay.requests["onion clients"]) == {"onion": []}
 
 
 def test_clients_of_the_onion_service_are_told_to_tor() -> None:
@@ -114,7 +125,14 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-STATUS = {"running": 3700.5, "processes": 2, "connections": 12, "onion": []}
+STATUS: dict[str, Any] = {
+    "running": 3700.5,
+    "processes": 2,
+    "connections": 12,
+    "connections_by_unix": None,
+    "circuits": None,
+    "onion": [],
+}
 
 
 def test_what_it_prints(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +152,24 @@ def test_what_it_prints(directory: Path, capsys: pytest.CaptureFixture[str]) -> 
         f"Onion service: {ONION}",
         "  State:       published for 5 s",
         "  Clients:     everybody",
+    ]
+
+
+def test_what_it_prints_of_a_service_in_torrc(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onion = {"host": ONION, "state": "in torrc"}
+    told = {**STATUS, "connections_by_unix": 5, "circuits": 4, "onion": [onion]}
+    with Answers(directory / "control.sock", {"answer": told}):
+        assert smpctl(directory, "status") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Relay:         runs for 1 h 1 min",
+        "Processes:     2",
+        "Connections:   12",
+        "  By socket:   5",
+        "  Circuits:    4",
+        f"Onion service: {ONION}",
+        "  State:       in torrc",
     ]
 
 
