@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from txsimplex.stale_sockets import remove_stale
+from txsimplex.stale_sockets import make_room
 
 Answer = Mapping[str, Any]
 Request = Callable[[], Awaitable[Answer]]
@@ -137,13 +137,13 @@ class ControlSocket(Service):
     def startService(self) -> None:
         """Listens, or ends the process with the reason."""
         super().startService()
-        remove_stale(str(self._path))
+        path = str(self._path)
         try:
-            self._port = self._reactor.listenUNIX(str(self._path), self._factory, mode=_MODE)
-        except CannotListenError as error:
-            raise SystemExit(
-                f"cannot listen on the control socket {self._path}: {error.socketError}"
-            ) from None
+            make_room(path)
+            self._port = self._reactor.listenUNIX(path, self._factory, mode=_MODE)
+        except (OSError, CannotListenError) as error:
+            why = error.socketError if isinstance(error, CannotListenError) else error
+            raise SystemExit(f"cannot listen on the control socket {path}: {why}") from None
 
     def stopService(self) -> Deferred[Any] | None:
         """Closes it, and all connections."""

@@ -30,7 +30,7 @@ from zope.interface import implementer
 from torcfg.descriptions import LONGEST_SOCKET_PATH, OnionDescription
 from torcfg.key_files import kept_key, read_password
 from torcfg.onion_services import OnionService, ProofOfWork
-from txsimplex.stale_sockets import remove_stale
+from txsimplex.stale_sockets import make_room
 
 if TYPE_CHECKING:
     from torcfg.publishing import OnionPublisher
@@ -73,7 +73,7 @@ class OnionEndpoint:
             service = _service(given, path)
             key = kept_key(given.key, os.urandom)
             password = None if given.password_file is None else read_password(given.password_file)
-            remove_stale(str(path))
+            make_room(str(path))
             port = self._reactor.listenUNIX(str(path), factory, mode=given.mode)
         except (OSError, ValueError) as error:
             raise CannotListenError(None, str(path), error) from None

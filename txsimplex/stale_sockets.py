@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -22,6 +23,20 @@ def remove_stale(path: str | bytes) -> None:
     with suppress(OSError, ValueError):
         if stat.S_ISSOCK(place.lstat().st_mode) and _is_stale(place):
             place.unlink()
+
+
+def make_room(path: str | bytes) -> None:
+    """Remove such a socket, and see to it that there is nothing else.
+
+    Twisted's own port, when it cannot have a path, leaves a socket open.
+
+    :param path: of the socket.
+    :raises OSError: somebody listens there, it is no socket, or there is no such directory.
+    """
+    remove_stale(path)
+    Path(os.fsdecode(path)).parent.stat()
+    if os.path.lexists(path):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _is_stale(place: Path) -> bool:

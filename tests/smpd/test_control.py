@@ -186,8 +186,6 @@ async def test_a_socket_left_behind_is_replaced(path: Path) -> None:
         assert await deferToThread(ask, path, "state")
 
 
-# Twisted leaves the socket that cannot have the path open; the relay ends.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @in_reactor
 async def test_another_relay_has_it(path: Path) -> None:
     async with running(path):

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from socket import AF_UNIX, socket as Socket
 
-from txsimplex.stale_sockets import remove_stale
+import pytest
+
+from txsimplex.stale_sockets import make_room, remove_stale
 
 
 def test_one_on_which_nobody_listens_is_removed(tmp_path: Path) -> None:
@@ -29,6 +31,23 @@ def test_one_on_which_somebody_listens_stays(tmp_path: Path) -> None:
             remove_stale(os.fsencode(path))
             assert path.exists()
         listening.accept()[0].close()
+
+
+def test_room_is_made_where_nobody_is(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    make_room(str(path))
+    with Socket(AF_UNIX) as left:
+        left.bind(str(path))
+        left.listen()
+        with pytest.raises(OSError, match="Address already in use"):
+            make_room(os.fsencode(path))
+    make_room(os.fsencode(path))
+    assert not path.exists()
+    with pytest.raises(FileNotFoundError):
+        make_room(str(tmp_path / "missing/socket"))
+    path.symlink_to(tmp_path / "missing")
+    with pytest.raises(OSError, match="Address already in use"):
+        make_room(str(path))
 
 
 def test_what_is_no_socket_stays(tmp_path: Path) -> None:
