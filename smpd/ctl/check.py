@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from smpd.ctl.errors import CommandError
@@ -11,8 +12,9 @@ from txsimplex.addresses import (
     HostMode,
     Scheme,
     ServerAddress,
-    choose_host,
+    SocksProxy,
 )
+from txsimplex.client.network import Network, Socks, port_of, socks_at, socks_on
 from txsimplex.encoding import ParseError
 
 DEFAULT_TIMEOUT = 30.0
@@ -22,6 +24,7 @@ _EXAMPLES = """\
 examples:
   smpctl check smp://Th...hM=@smp.example.com
   smpctl check "$(smpctl address)" --timeout 5
+  smpctl check "$(smpctl address)" --socks 127.0.0.1:9050
 """
 
 
@@ -43,6 +46,13 @@ def add_to(commands: Any) -> None:
         metavar="S",
         help=f"how many seconds each step may take (default: {DEFAULT_TIMEOUT:g})",
     )
+    command.add_argument(
+        "--socks",
+        type=_socks,
+        metavar="PLACE",
+        help="SOCKS proxy to go through, such as Tor's: HOST:PORT, or the path of a Unix socket; "
+        "the onion service is tried then, if the relay is one",
+    )
     command.set_defaults(command=_run)
 
 
@@ -57,6 +67,20 @@ def _address(text: str) -> ServerAddress:
     if int(address.port or DEFAULT_SMP_PORT) not in range(1, 65536):
         raise argparse.ArgumentTypeError("the port is not from 1 to 65535")
     return address
+
+
+def _socks(text: str) -> Socks:
+    if "/" in text:
+        return socks_on(Path(text))
+    try:
+        # Without a colon it would be a host with a port of its own.
+        proxy = SocksProxy.parse(text) if ":" in text else None
+    except ParseError:
+        proxy = None
+    if proxy is None or not proxy.port:
+        # Not shown, since there may be a password in it.
+        raise argparse.ArgumentTypeError("allowed: HOST:PORT, or a path with a / in it")
+    return socks_at(proxy)
 
 
 def _seconds(text: str) -> float:
@@ -74,12 +98,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from smpd.ctl.trial import run_trial
 
     address: ServerAddress = arguments.address
-    host = choose_host(address.hosts, HostMode.PUBLIC, socks=False, required=True)
+    mode = HostMode.PUBLIC if arguments.socks is None else HostMode.ONION_VIA_SOCKS
+    network = Network(arguments.socks, host_mode=mode, required=arguments.socks is None)
+    host = network.host(address.location)
     if host is None:
-        raise CommandError("the address has onion hosts only, which need Tor to be reached")
-    port = int(address.port or DEFAULT_SMP_PORT)
-    print(f"{host}, port {port}")
-    run_trial(address, host, port, arguments.timeout, _print_step)
+        raise CommandError("the address has onion hosts only: say with --socks where Tor is")
+    by_tor = "" if arguments.socks is None else ", by SOCKS"
+    print(f"{host}, port {port_of(address.location)}{by_tor}")
+    run_trial(address, network, arguments.timeout, _print_step)
     print("The relay does what it should.")
 
 

@@ -10,16 +10,16 @@ from itertools import pairwise
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import react
 from zope.interface import implementer
 
 from smpd.ctl.errors import CommandError
-from txsimplex.addresses import Host, ServerAddress
+from txsimplex.addresses import ServerAddress
 from txsimplex.boxes import BoxError
 from txsimplex.client.deadlines import within
 from txsimplex.client.errors import ClientError, IdentityError, RelayError
+from txsimplex.client.network import Network, for_each_connection
 from txsimplex.client.queues import CreatedQueue
 from txsimplex.client.session import utc_now
 from txsimplex.client.smp import SMPClient, connect
@@ -35,15 +35,13 @@ Report = Callable[[str, float, str], object]
 """Takes the name of a step that went well, its seconds, and what there is to say about it."""
 
 
-def run_trial(
-    address: ServerAddress, host: Host, port: int, timeout: float, report: Report
-) -> None:
+def run_trial(address: ServerAddress, network: Network, timeout: float, report: Report) -> None:
     """Runs a `Trial` in the reactor, which it starts and ends. Raises as that does."""
     ended: list[Exception | None] = []
 
     async def main(reactor: Any) -> None:
-        endpoint = HostnameEndpoint(reactor, str(host), port, timeout=timeout)
         try:
+            endpoint = network.endpoint(reactor, address.location, for_each_connection(os.urandom))
             await Trial(address, endpoint, reactor, timeout, report).run()
         except Exception as error:  # noqa: BLE001 - it is raised again when the reactor has ended
             ended.append(error)

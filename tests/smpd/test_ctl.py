@@ -432,6 +432,12 @@ def test_wrong_usage(smpctl: Smpctl, arguments: list[str], part: str) -> None:
     assert "secret" not in result.err
 
 
+@pytest.mark.parametrize("place", ["", "9050", "tor", "tor:0", "tor:x", "tor:99999"])
+def test_a_place_of_a_socks_proxy_that_is_none(smpctl: Smpctl, place: str) -> None:
+    result = smpctl("check", f"smp://{'A' * 43}=@a.example", f"--socks={place}")
+    assert_refused(result, 2, "argument --socks: allowed: HOST:PORT, or a path with a / in it")
+
+
 def test_only_onion_hosts_cannot_be_checked(smpctl: Smpctl) -> None:
     result = smpctl("check", f"smp://{'A' * 43}=@{'a' * 56}.onion")
     assert_refused(result, 1, "onion hosts only")

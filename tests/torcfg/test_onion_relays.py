@@ -84,6 +84,10 @@ async def test_a_relay_on_a_tor_that_is_there(
         assert process.onion.text == OnionKey.decode((tmp_path / "onion.key").read_bytes()).address
         printed = await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "address")
         assert ServerAddress.parse(printed.strip()).location.hosts == (process.onion,)
+        socks = f"{user.directory}/socks"
+        tried = await deferToThread(smpctl, "check", printed.strip(), "--socks", socks)
+        assert tried.startswith(f"{process.onion}, port 5223, by SOCKS\n")
+        assert tried.endswith("The relay does what it should.\n")
         assert not any(line in process.log for line in ("ADD_ONION", "ED25519-V3"))
         await close_all(connections)
 
