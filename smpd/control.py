@@ -117,6 +117,10 @@ class _Connection(LineReceiver):
 class _Connections(Factory):
     noisy = False
 
+    def logPrefix(self) -> str:
+        """The name of the port in Twisted's own messages."""
+        return "control socket"
+
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self.connections: set[_Connection] = set()

@@ -6,6 +6,7 @@ Its control socket, cookie and data are in one directory, which nobody else may 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -14,16 +15,26 @@ from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.internet.error import ProcessDone, ProcessExitedAlready
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.error import ConnectError, ProcessDone, ProcessExitedAlready
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
 from twisted.internet.protocol import ProcessProtocol
-from twisted.logger import Logger
+from twisted.internet.task import deferLater
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from torcfg.descriptions import LONGEST_SOCKET_PATH
 
 __all__ = ["TorProcess", "torrc"]
 
+START_TIME: Final = 5.0
+"""Seconds that connecting to its control socket waits for tor."""
+_START_STEP: Final = 0.1
 END_TIME: Final = 10.0
 """Seconds that tor has to end before it is killed."""
 _TORRC: Final = """\
@@ -39,6 +50,8 @@ ShutdownWaitLength 0
 RunAsDaemon 0
 """
 _SINGLE_HOP: Final = "HiddenServiceNonAnonymousMode 1\nHiddenServiceSingleHopMode 1\n"
+_LOG_LINE: Final = re.compile(r"\w+ +\d+ [\d:.]+ \[(?P<level>\w+)\] (?P<text>.*)")
+_LEVELS: Final = {"err": LogLevel.error, "warn": LogLevel.warn}
 _restart_delay: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
 _LASTED: Final = 5.0
 """Seconds after which a tor that ends is not one that fails to start: it is started at once."""
@@ -102,9 +115,9 @@ class TorProcess(Service):
         self._started_at = 0.0
 
     @property
-    def control(self) -> UNIXClientEndpoint:
-        """Where its control socket is."""
-        return UNIXClientEndpoint(self._reactor, str(self.directory / "control"))
+    def control(self) -> IStreamClientEndpoint:
+        """Where its control socket is, which connecting waits for: tor takes a moment to start."""
+        return _StartingEndpoint(self._reactor, self.directory / "control")
 
     @property
     def socks(self) -> Path:
@@ -155,7 +168,8 @@ class TorProcess(Service):
             return
         arguments = (
             self._program,
-            *("-f", str(self.directory / "torrc"), "--defaults-torrc", "/nonexistent"),
+            # Before it has read where to log to, it would tell of its start at length.
+            *("--hush", "-f", str(self.directory / "torrc"), "--defaults-torrc", "/nonexistent"),
             *("__OwningControllerProcess", str(os.getpid())),
         )
         try:
@@ -173,7 +187,9 @@ class TorProcess(Service):
 
     def said(self, line: str) -> None:
         """A line of tor's own log: warnings and errors only, in which it names no addresses."""
-        self.log.warn("tor: {line}", line=line)  # noqa: G010 (the name Twisted gives it)
+        found = _LOG_LINE.fullmatch(line)
+        level = _LEVELS.get(found["level"], LogLevel.info) if found else LogLevel.warn
+        self.log.emit(level, "tor: {line}", line=found["text"] if found else line)
 
     def ended(self, reason: Failure) -> None:
         """The process is over."""
@@ -196,6 +212,31 @@ class TorProcess(Service):
         self._failures += 1
         self.log.error("tor: {reason}; it is started again later", reason=reason)
         self._again = self._reactor.callLater(delay, self._start)
+
+
+@implementer(IStreamClientEndpoint)
+class _StartingEndpoint:
+    """A Unix socket that somebody is about to listen on."""
+
+    def __init__(self, reactor: Any, path: Path) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._endpoint = UNIXClientEndpoint(reactor, str(path))
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint`."""
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        deadline = self._reactor.seconds() + START_TIME
+        while True:
+            try:
+                connecting: Deferred[IProtocol] = self._endpoint.connect(factory)
+                return await connecting
+            except ConnectError:
+                if self._reactor.seconds() >= deadline:
+                    raise
+            await deferLater(self._reactor, _START_STEP)
 
 
 class _Watching(ProcessProtocol):

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
-from torcfg.tor_process import torrc
+from tests.coroutines import in_reactor, sleep
+from torcfg import tor_process
+from torcfg.tor_process import TorProcess, torrc
 
 HERE = Path("/var/lib/smpd/tor")
 
@@ -47,3 +55,55 @@ def test_places_that_a_torrc_cannot_hold(path: str) -> None:
 def test_further_lines_that_a_torrc_cannot_name() -> None:
     with pytest.raises(ValueError, match="a torrc cannot hold"):
         torrc(HERE, socks=False, single_hop=False, include=Path("/etc/my torrc"))
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "text"),
+    [
+        ("Nov 27 19:35:23.471 [warn] Tor is old.", LogLevel.warn, "tor: Tor is old."),
+        ("Nov  7 09:35:23.471 [err] No [space] left", LogLevel.error, "tor: No [space] left"),
+        ("Nov 27 19:35:23.471 [notice] Hello", LogLevel.info, "tor: Hello"),
+        ("something else", LogLevel.warn, "tor: something else"),
+    ],
+)
+def test_what_it_says_is_logged_without_a_second_date(
+    tmp_path: Path, line: str, level: object, text: str
+) -> None:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)  # type: ignore[arg-type]
+    try:
+        TorProcess(None, tmp_path).said(line)
+    finally:
+        globalLogPublisher.removeObserver(events.append)  # type: ignore[arg-type]
+    (event,) = events
+    assert (event["log_level"], formatEvent(event)) == (level, text)
+
+
+@in_reactor
+async def test_connecting_waits_for_a_tor_that_starts(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    factory = Factory.forProtocol(Protocol)
+    connecting = TorProcess(reactor, tmp_path).control.connect(factory)
+    await sleep(0.3)
+    assert not connecting.called
+    server = UNIXServerEndpoint(reactor, str(tmp_path / "control"))
+    port = await server.listen(Factory.forProtocol(Protocol))
+    protocol: Any = await connecting
+    protocol.transport.abortConnection()
+    stopped: Deferred[None] = port.stopListening()
+    await stopped
+
+
+@in_reactor
+async def test_connecting_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twisted.internet import reactor
+
+    monkeypatch.setattr(tor_process, "START_TIME", 0.2)
+    with pytest.raises(ConnectError):
+        await TorProcess(reactor, tmp_path).control.connect(Factory.forProtocol(Protocol))
+    given_up = TorProcess(reactor, tmp_path).control.connect(Factory.forProtocol(Protocol))
+    given_up.addErrback(lambda failure: None)
+    given_up.cancel()

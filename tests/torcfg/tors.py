@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 import pytest_twisted
 from twisted.internet.endpoints import UNIXClientEndpoint, quoteStringArgument
+from twisted.internet.interfaces import IStreamClientEndpoint
 from txtorcon.torcontrolprotocol import TorControlProtocol, TorProtocolFactory
 
 from bench.running import children
@@ -150,7 +151,7 @@ async def control_of(tor: TorProcess) -> TorControlProtocol:
     return await control_at(tor.control)
 
 
-async def control_at(control: UNIXClientEndpoint) -> TorControlProtocol:
+async def control_at(control: IStreamClientEndpoint) -> TorControlProtocol:
     """The same with a tor that is not the test's."""
     protocol: TorControlProtocol = await control.connect(TorProtocolFactory())
     await protocol.post_bootstrap
