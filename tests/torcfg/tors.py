@@ -153,7 +153,8 @@ async def control_of(tor: TorProcess) -> TorControlProtocol:
 
 async def control_at(control: IStreamClientEndpoint) -> TorControlProtocol:
     """The same with a tor that is not the test's."""
-    protocol: TorControlProtocol = await control.connect(TorProtocolFactory())
+    connecting: Any = control.connect(TorProtocolFactory())
+    protocol: TorControlProtocol = await connecting
     await protocol.post_bootstrap
     return protocol
 
