@@ -297,7 +297,7 @@ def parse(text: str, file_name: str, directory: Path) -> Settings:
     _check_versions(document, settings.protocol)
     _check_files(document, server)
     _check_processes(document, server)
-    check_tor(document, settings.tor, server.listen, own_socks=settings.proxy.own_tor)
+    check_tor(document, settings.tor, server.listen, server.port, own_socks=settings.proxy.own_tor)
     _check_onion_endpoints(document, settings, directory)
     _check_store(document, settings.store)
     if document.faults:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from smpd.endpoints import OWN_TOR, behind_proxy, is_unix, onion_target
 from smpd.ini import (
     Document,
     Kind,
     Refused,
-    each_once,
     on_off,
     optional,
     path_of,
@@ -21,6 +21,7 @@ from smpd.ini import (
     words,
 )
 from torcfg.descriptions import is_control
+from torcfg.onion_services import is_target
 
 
 def _read_control_password(text: str) -> str:
@@ -29,15 +30,38 @@ def _read_control_password(text: str) -> str:
     return text
 
 
-def _port(text: str) -> int:
+class OnionPort(NamedTuple):
+    """A port of the onion service; `target` is where it leads, if not to this relay."""
+
+    number: int
+    target: str | None = None
+
+
+def _onion_port(text: str) -> OnionPort:
+    number, equals, target = text.partition("=")
     try:
-        return whole_number(1, 65535).read(text)
+        port = whole_number(1, 65535).read(number)
     except Refused:
         raise Refused((quoted(text), None)) from None
+    if equals and not is_target(target):
+        raise Refused((quoted(text), None))
+    return OnionPort(port, target if equals else None)
+
+
+def _read_onion_ports(text: str) -> tuple[OnionPort, ...]:
+    ports = words(_onion_port, _PORTS).read(text)
+    numbers = [port.number for port in ports]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise Refused((f'"{number}" twice', "each once"))
+    return ports
 
 
 _CONTROL_PASSWORD: Kind[str] = Kind(_read_control_password, "printable characters", secret=True)
-_PORTS = "numbers of ports from 1 to 65535, such as 5223 443"
+_PORTS = (
+    "ports from 1 to 65535, such as 5223 443, and others with where they lead to, such as "
+    "80=127.0.0.1:8080 or 443=unix:/run/xftpd/onion.sock"
+)
 
 
 def _read_control(text: str) -> str:
@@ -54,7 +78,8 @@ class TorSettings:
     `control` is where that tor is told what to do, an endpoint, or `OWN_TOR`: the relay then runs
     a tor with its files in `directory`, and further lines of its torrc in `include`.
     `clients` has the files of who may reach the onion service, everybody if it is not there.
-    `onion_ports` are those of the onion service, without any that of the address. A circuit may
+    `onion_ports` are those of the onion service, without any that of the address; some may lead to
+    other relays, of which this one knows nothing. A circuit may
     have `most_streams` connections, and all Unix sockets together `most_connections`; 0 for any
     number. `service_directory` is the HiddenServiceDir of an onion service that is tor's own.
     """
@@ -70,7 +95,7 @@ class TorSettings:
     password: str | None = setting(optional(_CONTROL_PASSWORD), None)
     onion_key: Path = setting(path_of(), Path("onion.key"))  # noqa: RUF009
     clients: Path = setting(path_of("a directory"), Path("onion.clients"))  # noqa: RUF009
-    onion_ports: tuple[int, ...] = setting(each_once(words(_port, _PORTS)), ())
+    onion_ports: tuple[OnionPort, ...] = setting(Kind(_read_onion_ports, _PORTS), ())
     most_streams: int = setting(whole_number(0, 65535), 0)
     most_connections: int = setting(whole_number(0, 1_000_000), 0)
     proof_of_work: bool = setting(on_off(), False)
@@ -87,12 +112,21 @@ _OWN = ("directory", "include")
 
 
 def check_tor(
-    document: Document, tor: TorSettings, listen: Sequence[str], *, own_socks: bool
+    document: Document, tor: TorSettings, listen: Sequence[str], port: int, *, own_socks: bool
 ) -> None:
     """Notes the faults of the section beside what else is set.
 
-    `own_socks` says whether the proxy goes through the tor that the relay runs itself.
+    `port` is that of the relay's address. `own_socks` says whether the proxy goes through the tor
+    that the relay runs itself.
     """
+    ports = tor.onion_ports if tor.service_directory is None else ()
+    if ports and OnionPort(port) not in ports:
+        document.refuse(
+            "tor",
+            "onion_ports",
+            "none that is reached by the relay's address",
+            f"its port, {port}, among them, and leading to this relay",
+        )
     if tor.most_connections and not any(is_unix(each) for each in listen):
         document.refuse(
             "tor",

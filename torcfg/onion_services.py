@@ -8,17 +8,40 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from torcfg.client_keys import NOBODY
 from torcfg.onion_keys import OnionKey
 
-__all__ = ["OnionService", "ProofOfWork", "add_onion", "delete_onion", "rendezvous_circuits"]
+__all__ = [
+    "OnionService",
+    "ProofOfWork",
+    "add_onion",
+    "delete_onion",
+    "is_target",
+    "rendezvous_circuits",
+]
 
 _MOST_STREAMS: Final = 65535
+_ADDRESS: Final = re.compile(r"(\[(?P<six>[^]%]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})")
 _RENDEZVOUS: Final = re.compile(
     r"(?m)^(?P<circuit>\w+) .*\bPURPOSE=HS_SERVICE_REND\b.*\bREND_QUERY=(?P<name>\w+)"
 )
+
+
+def is_target(text: str) -> bool:
+    """Whether tor can connect there: ``unix:/path``, ``127.0.0.1:5223`` or ``[::1]:5223``."""
+    kind, _, path = text.partition(":")
+    if kind == "unix":
+        return path.startswith("/") and path.isprintable() and not set(path) & set(' ",')
+    found = _ADDRESS.fullmatch(text)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        return False
+    try:
+        return bool(IPv6Address(found["six"]) if found["six"] else IPv4Address(found["four"]))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +73,8 @@ class OnionService:
         for port, target in self.ports:
             if not 0 < port < 65536:
                 raise ValueError(f"{port} is not a port")
-            if not target or not target.isprintable() or set(target) & set(' ",'):
-                raise ValueError("a target without spaces, quotation marks and commas")
+            if not is_target(target):
+                raise ValueError("a target is unix: and a path, or an address and a port")
         if not 0 <= self.streams <= _MOST_STREAMS:
             raise ValueError(f"{self.streams} streams are not 0 to {_MOST_STREAMS}")
 

@@ -107,7 +107,7 @@ def test_every_key_can_be_set() -> None:
         directory = /var/lib/smpd/tor
         include = bridges
         onion_key = keys/onion
-        onion_ports = 5223 443
+        onion_ports = 5223 8443 80=127.0.0.1:8080 443=unix:/run/xftpd/onion
         most_streams = 64
         most_connections = 5000
         proof_of_work = on
@@ -145,7 +145,11 @@ def test_every_key_can_be_set() -> None:
     assert (s.tor.onion, s.tor.control, s.tor.password) == (True, "own", "it's a secret")
     assert s.tor.include == HERE / "bridges"
     assert (s.tor.directory, s.tor.onion_key) == (Path("/var/lib/smpd/tor"), HERE / "keys/onion")
-    assert (s.tor.onion_ports, s.tor.most_streams) == ((5223, 443), 64)
+    assert s.tor.onion_ports == (
+        *((5223, None), (8443, None)),
+        *((80, "127.0.0.1:8080"), (443, "unix:/run/xftpd/onion")),
+    )
+    assert s.tor.most_streams == 64
     assert (s.tor.most_connections, s.tor.service_directory) == (5000, None)
     assert (s.tor.proof_of_work, s.tor.single_hop) == (True, True)
     assert (s.store.kind, s.store.path) == ("memory", Path("/var/lib/smpd"))
@@ -186,6 +190,10 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
     assert "[queues] password" in fault(f"[queues]\npassword = {bad}")
 
 
+PORTS = (
+    "ports from 1 to 65535, such as 5223 443, and others with where they lead to, such as "
+    "80=127.0.0.1:8080 or 443=unix:/run/xftpd/onion.sock"
+)
 CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
 
 
@@ -221,7 +229,8 @@ CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
         ("tor.control", "tcp:localhost", CONTROL),
         ("tor.control", "tcp:localhost:0", CONTROL),
         ("tor.control", "9051", CONTROL),
-        ("tor.onion_ports", "0", "numbers of ports from 1 to 65535, such as 5223 443"),
+        *(("tor.onion_ports", found, PORTS) for found in ("0", "5223,443", "443=", "443=5223")),
+        ("tor.onion_ports", "443=unix:run", PORTS),
         ("tor.most_streams", "65536", "a whole number from 0 to 65535"),
         ("tor.most_connections", "1000001", "a whole number from 0 to 1000000"),
         ("store.kind", "mysql", "sqlite or postgres or memory"),
@@ -743,6 +752,17 @@ def test_endpoints_that_cannot_be_onion_services(
 ) -> None:
     assert fault(f"[server]\nlisten = {listen}\n{more}") == (
         f"smpd.ini, line 2: [server] listen: found {found}; allowed: {allowed}."
+    )
+
+
+def test_ports_that_are_not_those_of_the_address() -> None:
+    for ports in ("443", "443 5223=127.0.0.1:5224"):
+        assert fault(f"[tor]\nonion = on\nonion_ports = {ports}") == (
+            "smpd.ini, line 3: [tor] onion_ports: found none that is reached by the relay's "
+            "address; allowed: its port, 5223, among them, and leading to this relay."
+        )
+    assert fault("[tor]\nonion_ports = 5223 443 443=127.0.0.1:1") == (
+        'smpd.ini, line 2: [tor] onion_ports: found "443" twice; allowed: each once.'
     )
 
 

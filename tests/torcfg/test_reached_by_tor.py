@@ -53,14 +53,16 @@ async def test_a_relay_is_reached_by_its_address(
 
 @ensureDeferred
 async def test_several_ports_a_limit_of_streams_and_proof_of_work(
-    relay: Relay, host: TorProcess, user: TorProcess
+    relays: GetRelay, host: TorProcess, user: TorProcess
 ) -> None:
-    """Whether tor offers proof of work or not, it says so and nothing is lost."""
-    place = f"127.0.0.1:{relay.process.port}"
-    service = OnionService(((PORT, place), (443, place)), streams=8)
+    """The ports are two relays'. Whether tor offers proof of work or not, nothing is lost."""
+    relay, other = relays({}), relays({"queues.quota": 5})
+    places = [f"127.0.0.1:{each.process.port}" for each in (relay, other)]
+    service = OnionService(((PORT, places[0]), (443, places[1])), streams=8)
     async with publish(host, service) as published:
         await published.becomes(State.PUBLISHED)
         await works(user, relay, published.key.address)
+        await (await reach(user, other, published.key.address, port=443)).ping()
     defended = replace(service, proof_of_work=ProofOfWork())
     async with publish(host, defended) as published:
         while published.publisher.status.state not in (State.PUBLISHED, State.AWAY):

@@ -110,17 +110,21 @@ def target(relay: Relay, **more: Any) -> OnionService:
     return OnionService(((PORT, f"127.0.0.1:{relay.process.port}"),), **more)
 
 
-def through_tor(user: TorProcess, address: str, circuit: str = "") -> SocksEndpoint:
+def through_tor(
+    user: TorProcess, address: str, circuit: str = "", port: int = PORT
+) -> SocksEndpoint:
     """The way to an onion service, by the circuit of that name, or by one of its own."""
     socks = UNIXClientEndpoint(reactor(), f"{user.directory}/socks")
     apart = SocksCredentials((circuit or os.urandom(8).hex()).encode(), b"test")
-    return SocksEndpoint(socks, address, PORT, apart)
+    return SocksEndpoint(socks, address, port, apart)
 
 
-async def reach(user: TorProcess, relay: Relay, address: str, circuit: str = "") -> SMPClient:
+async def reach(
+    user: TorProcess, relay: Relay, address: str, circuit: str = "", port: int = PORT
+) -> SMPClient:
     """A client that has connected to the relay by its onion service."""
-    location = replace(relay.process.location, hosts=(Host.parse(address),), port=str(PORT))
-    way = through_tor(user, address, circuit)
+    location = replace(relay.process.location, hosts=(Host.parse(address),), port=str(port))
+    way = through_tor(user, address, circuit, port)
     client: SMPClient = await connect(way, location, timeout=ATTEMPT, command_timeout=REACHED)
     relay.connections.append(client)
     return client
