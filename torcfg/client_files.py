@@ -15,7 +15,7 @@ from txsimplex.whole_files import PRIVATE, create, make_directory
 __all__ = ["MOST_CLIENTS", "ClientFiles"]
 
 MOST_CLIENTS: Final = 300
-"""A descriptor has no room for many more."""
+"""A descriptor has no room for many more: 350 fit into one of tor 0.4.9, 400 do not."""
 _ENDING: Final = ".auth"
 
 
