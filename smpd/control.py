@@ -14,6 +14,7 @@ both, and several may follow each other on one connection:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
+from torcfg.descriptions import LONGEST_SOCKET_PATH
 from txsimplex.stale_sockets import make_room
 
 Answer = Mapping[str, Any]
@@ -132,6 +134,8 @@ class _Connections(Factory):
 class ControlSocket(Service):
     """Listens at a path while the relay runs."""
 
+    log = Logger()
+
     def __init__(self, reactor: Any, path: Path, requests: Mapping[str, Request]) -> None:
         self._reactor = reactor
         self._path = path
@@ -139,9 +143,20 @@ class ControlSocket(Service):
         self._port: IListeningPort | None = None
 
     def startService(self) -> None:
-        """Listens, or ends the process with the reason."""
+        """Listens, or ends the process with the reason.
+
+        A path that no socket can have ends nothing: it may be of a directory that was good so far.
+        """
         super().startService()
         path = str(self._path)
+        if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+            self.log.warn(  # noqa: G010 (the name Twisted gives it)
+                "there is no control socket, since {path} has more than {most} bytes: set socket "
+                "in [control]",
+                path=path,
+                most=LONGEST_SOCKET_PATH,
+            )
+            return
         try:
             make_room(path)
             self._port = self._reactor.listenUNIX(path, self._factory, mode=_MODE)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any, Final
 
 from smpd.config import Settings
 from smpd.ctl.errors import CommandError
+from torcfg.descriptions import LONGEST_SOCKET_PATH
 
 ANSWER_TIME: Final = 45.0
 """Seconds that a relay has for an answer; some of them wait for tor."""
@@ -25,6 +27,11 @@ def control_socket(settings: Settings) -> Path:
     path = settings.control.socket
     if path is None:
         raise CommandError("the configuration sets no control socket ([control] socket)")
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise CommandError(
+            f"there is no control socket, since {path} has more than {LONGEST_SOCKET_PATH} bytes: "
+            "set socket in [control]"
+        )
     return path
 
 

@@ -199,6 +199,13 @@ async def test_another_relay_has_it(path: Path) -> None:
 
 
 @in_reactor
+async def test_a_path_that_is_too_long_ends_nothing(path: Path) -> None:
+    """What was a good directory for a relay before there were control sockets still is."""
+    async with running(path.with_name("x" * 108)) as service:
+        assert service._port is None
+
+
+@in_reactor
 async def test_connections_end_with_it(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10)

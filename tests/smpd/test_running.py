@@ -185,6 +185,13 @@ def test_for_programs(directory: Path, capsys: pytest.CaptureFixture[str]) -> No
         ("", "no relay runs with {}/control.sock"),
         ("[control]\nsocket = x/y.sock\n", "no relay runs with {}/x/y.sock"),
         (
+            f"[control]\nsocket = /{'x' * 107}\n",
+            (
+                f"there is no control socket, since /{'x' * 107} has more than 107 bytes: set "
+                "socket in [control]"
+            ),
+        ),
+        (
             "[control]\nsocket =\n",
             "the configuration sets no control socket ([control] socket)",
         ),

@@ -6,6 +6,7 @@ import base64
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
@@ -20,6 +21,7 @@ from tests.conformance.clients import (
     refused,
 )
 from tests.conformance.versions import at_versions
+from tests.e2e.tor_network import TorNetwork
 from tests.torcfg.tors import (
     BY_TOR,
     NOWHERE,
@@ -27,6 +29,7 @@ from tests.torcfg.tors import (
     control_of,
     publish,
     reach,
+    reactor,
     target,
     works,
 )
@@ -71,6 +74,27 @@ async def test_several_ports_a_limit_of_streams_and_proof_of_work(
             assert "tor refuses: 512" in published.publisher.status.detail
         else:
             await works(user, relay, published.key.address)
+
+
+@ensureDeferred
+async def test_a_tor_that_hides_nothing(
+    relay: Relay, network: TorNetwork, host: TorProcess, user: TorProcess, tmp_path: Path
+) -> None:
+    """It has services of a single hop and no others, which no other tor has."""
+    single = TorProcess(reactor(), tmp_path / "tor", single_hop=True, include=network.torrc)
+    single.startService()
+    try:
+        async with publish(single, target(relay, single_hop=True)) as service:
+            await service.becomes(State.PUBLISHED)
+            await works(user, relay, service.key.address)
+        for tor, hop in ((single, False), (host, True)):
+            async with publish(tor, target(relay, single_hop=hop)) as service:
+                await service.becomes(State.AWAY)
+                assert "tor refuses: 512" in service.publisher.status.detail
+    finally:
+        ended = single.stopService()
+        assert ended is not None
+        await ended
 
 
 @ensureDeferred
