@@ -102,7 +102,7 @@ async def test_it_goes_when_it_is_stopped_and_comes_back_with_its_address(
     relay: Relay, host: TorProcess, user: TorProcess
 ) -> None:
     key = OnionKey.generate(os.urandom)
-    for _ in range(3):
+    for _ in range(2):
         async with publish(host, target(relay), key) as service:
             await service.becomes(State.PUBLISHED)
             await works(user, relay, key.address)
@@ -115,7 +115,7 @@ async def test_it_goes_when_it_is_stopped_and_comes_back_with_its_address(
 async def test_tor_is_killed(relay: Relay, host: TorProcess, user: TorProcess) -> None:
     """It is started again, and the service comes back by itself."""
     async with publish(host, target(relay)) as service:
-        for _ in range(3):
+        for _ in range(2):
             await service.becomes(State.PUBLISHED)
             await works(user, relay, service.key.address)
             said, pid = len(service.said), host.pid
