@@ -54,6 +54,8 @@ from txsimplex.tls import server_context
 if "twisted.internet.reactor" not in sys.modules:
     # Nobody has chosen a reactor by twistd's --reactor.
     fast_reactor.install()
+elif "twisted.scripts.twistd" in sys.modules:
+    fast_reactor.replace_default()
 
 
 class Options(usage.Options):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import select
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,21 @@ class FastEPollReactor(epollreactor.EPollReactor):
             self._disconnectSelectable(selectable, why, True)
         except Exception:  # noqa: BLE001
             log.err()
+
+
+def replace_default() -> None:
+    """Make this reactor the global one where Twisted's default is, which nobody chose or uses yet.
+
+    When twistd looks for plugins the first time, it loads those of all packages, and some of them
+    import the reactor. Who has kept it from then must not use it.
+    """
+    present: Any = sys.modules["twisted.internet.reactor"]
+    chosen = "twisted.internet.default" not in sys.modules
+    used = present._started or present.getDelayedCalls()
+    if chosen or used or type(present) is not epollreactor.EPollReactor:
+        return
+    del sys.modules["twisted.internet.reactor"]
+    install()
 
 
 def install() -> None:

@@ -88,6 +88,36 @@ def test_faults_of_the_configuration_end_the_start_with_a_sentence_each(director
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    ("imported", "options", "reactor"),
+    [
+        ("", [], "FastEPollReactor"),
+        # As by plugins of other packages, of which twistd loads all when it has no list of them.
+        ("import twisted.internet.reactor", [], "FastEPollReactor"),
+        ("", ["--reactor=select"], "SelectReactor"),
+        ("", ["--reactor=epoll"], "EPollReactor"),
+    ],
+)
+def test_the_reactor(directory: Path, imported: str, options: list[str], reactor: str) -> None:
+    path = directory / "smpd.ini"
+    command = [sys.executable, "-c", f"{imported}\n{TWISTD}", "-n", "--pidfile=", *options]
+    process = subprocess.Popen(
+        [*command, "smpd", "--config", str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        said = ""
+        while "SMP relay ready" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    (told,) = re.findall(r"reactor class: .*\.(\w+)\.", said)
+    assert told == reactor
+
+
 def test_a_missing_certificate_ends_the_start_with_one_sentence(directory: Path) -> None:
     (directory / "server.key").unlink()
     status, out, err = ended(directory / "smpd.ini")

@@ -252,3 +252,30 @@ def test_it_does_not_wait_for_ever_to_be_called_before_waiting() -> None:
     reactor.run()
     """
     assert run(program) == "called after 7\ncalled after 12\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("from twisted.internet import reactor", "FastEPollReactor"),
+        ("from twisted.internet import epollreactor; epollreactor.install()", "EPollReactor"),
+        ("from twisted.internet import selectreactor; selectreactor.install()", "SelectReactor"),
+        (
+            "from twisted.internet import reactor; reactor.callLater(1, print)",
+            "EPollReactor",
+        ),
+        ("from twisted.internet import reactor; reactor.startRunning()", "EPollReactor"),
+    ],
+)
+def test_it_replaces_a_default_that_nobody_chose_or_uses(before: str, after: str) -> None:
+    """As some package's plugin has it installed, when twistd looks for plugins."""
+    program = (
+        f"{before}\n"
+        "from txsimplex import fast_reactor\n"
+        "fast_reactor.replace_default()\n"
+        "from twisted.internet import reactor\n"
+        "import sys\n"
+        "assert sys.modules['twisted.internet.reactor'] is reactor\n"
+        "print(type(reactor).__name__)\n"
+    )
+    assert run(program) == f"{after}\n"
