@@ -13,6 +13,7 @@ both, and several may follow each other on one connection:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -35,6 +36,7 @@ Answer = Mapping[str, Any]
 Request = Callable[[], Awaitable[Answer]]
 
 _MODE: Final = 0o600
+_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LONGEST: Final = 16_384
 """Bytes of a request."""
 
@@ -145,24 +147,27 @@ class ControlSocket(Service):
     def startService(self) -> None:
         """Listens, or ends the process with the reason.
 
-        A path that no socket can have ends nothing: it may be of a directory that was good so far.
+        Where no socket can be, that ends nothing: the configuration may be in a directory that the
+        relay's user cannot write to, or far down.
         """
         super().startService()
         path = str(self._path)
         if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
-            self.log.warn(  # noqa: G010 (the name Twisted gives it)
-                "there is no control socket, since {path} has more than {most} bytes: set socket "
-                "in [control]",
-                path=path,
-                most=LONGEST_SOCKET_PATH,
-            )
+            self._go_without(f"{path} has more than {LONGEST_SOCKET_PATH} bytes")
             return
         try:
             make_room(path)
             self._port = self._reactor.listenUNIX(path, self._factory, mode=_MODE)
         except (OSError, CannotListenError) as error:
             why = error.socketError if isinstance(error, CannotListenError) else error
-            raise SystemExit(f"cannot listen on the control socket {path}: {why}") from None
+            if why.errno not in _NOT_WRITABLE:
+                raise SystemExit(f"cannot listen on the control socket {path}: {why}") from None
+            self._go_without(f"{path} cannot be made ({why.strerror})")
+
+    def _go_without(self, reason: str) -> None:
+        self.log.warn(  # noqa: G010 (the name Twisted gives it)
+            "there is no control socket, since {reason}: set socket in [control]", reason=reason
+        )
 
     def stopService(self) -> Deferred[Any] | None:
         """Closes it, and all connections."""

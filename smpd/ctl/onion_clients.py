@@ -150,7 +150,7 @@ def _take_effect(settings: Settings) -> None:
     try:
         answer = ask(control_socket(settings), "onion clients")
     except NotRunning:
-        _note("The relay does not run: this takes effect when it starts.")
+        _note("No relay runs that could be told: this takes effect when it starts.")
         return
     except CommandError as error:
         raise CommandError(f"this takes effect when the relay starts again: {error}") from None

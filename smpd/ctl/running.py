@@ -40,7 +40,7 @@ def ask(path: Path, request: str, timeout: float = ANSWER_TIME) -> dict[str, Any
     try:
         line = _exchange(path, json.dumps({"request": request}).encode("ascii") + b"\n", timeout)
     except (FileNotFoundError, ConnectionRefusedError):
-        raise NotRunning(f"no relay runs with {path}") from None
+        raise NotRunning(f"no relay runs that has its control socket at {path}") from None
     except TimeoutError:
         raise CommandError("the relay does not answer") from None
     except PermissionError:

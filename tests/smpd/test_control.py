@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
+from smpd import control
 from smpd.control import ControlSocket, Request, RequestFailed, Requests
 from smpd.ctl.errors import CommandError
 from smpd.ctl.running import ask
@@ -205,6 +208,30 @@ async def test_a_path_that_is_too_long_ends_nothing(path: Path) -> None:
         assert service._port is None
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+@in_reactor
+async def test_a_directory_that_cannot_be_written_to_ends_nothing(
+    path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as /etc/smpd, where the store is elsewhere."""
+
+    def refuse(path: str) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(control, "make_room", refuse)
+    async with running(path) as service:
+        assert service._port is None
+
+
+@in_reactor
+async def test_a_directory_that_is_not_there(path: Path) -> None:
+    from twisted.internet import reactor
+
+    place = path.parent / "missing/control.sock"
+    with pytest.raises(SystemExit, match=f"the control socket {place}: .*No such file"):
+        ControlSocket(reactor, place, REQUESTS).startService()
+
+
 @in_reactor
 async def test_connections_end_with_it(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
@@ -219,17 +246,17 @@ async def test_connections_end_with_it(path: Path) -> None:
 
 
 def test_no_relay_runs(path: Path) -> None:
-    with pytest.raises(CommandError, match=f"^no relay runs with {path}$"):
+    with pytest.raises(CommandError, match=f"^no relay runs that .* socket at {path}$"):
         ask(path, "state")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
-    with pytest.raises(CommandError, match=f"^no relay runs with {path}$"):
+    with pytest.raises(CommandError, match=f"^no relay runs that .* socket at {path}$"):
         ask(path, "state")
 
 
 def test_something_else_is_there(path: Path) -> None:
     path.touch()
-    with pytest.raises(CommandError, match=f"^no relay runs with {path}$"):
+    with pytest.raises(CommandError, match=f"^no relay runs that .* socket at {path}$"):
         ask(path, "state")
 
 

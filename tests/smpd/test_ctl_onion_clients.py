@@ -15,7 +15,7 @@ from torcfg.client_keys import ClientKey, authorized
 from torcfg.onion_keys import OnionKey
 
 Answer = tuple[int, str, str]
-NOT_RUNNING = "The relay does not run: this takes effect when it starts.\n"
+NOT_RUNNING = "No relay runs that could be told: this takes effect when it starts.\n"
 ALONE = "From now on nobody else reaches the onion service.\n"
 
 

@@ -182,8 +182,11 @@ def test_for_programs(directory: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("ini", "says"),
     [
-        ("", "no relay runs with {}/control.sock"),
-        ("[control]\nsocket = x/y.sock\n", "no relay runs with {}/x/y.sock"),
+        ("", "no relay runs that has its control socket at {}/control.sock"),
+        (
+            "[control]\nsocket = x/y.sock\n",
+            "no relay runs that has its control socket at {}/x/y.sock",
+        ),
         (
             f"[control]\nsocket = /{'x' * 107}\n",
             (
