@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from smpd.config import Settings
 from smpd.credentials import CredentialsError
 from smpd.endpoints import OWN_TOR, onion_endpoints, onion_target
-from smpd.tor_settings import OnionPort
+from smpd.tor_settings import ServicePort
 from torcfg.client_files import ClientFiles
 from torcfg.key_files import kept_key, read_key, read_private_key
 from torcfg.onion_keys import KeyFileError, OnionKey, is_onion_address
@@ -96,7 +96,7 @@ def onion_services(settings: Settings, reactor: Any, own: TorProcess | None) -> 
 
     target = onion_target(settings.server.listen)
     assert target is not None
-    ports = tor.onion_ports or (OnionPort(settings.server.port),)
+    ports = tor.onion_ports or (ServicePort(settings.server.port),)
     service = OnionService(
         tuple((port.number, port.target or target) for port in ports),
         streams=tor.most_streams,

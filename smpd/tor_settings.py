@@ -30,14 +30,14 @@ def _read_control_password(text: str) -> str:
     return text
 
 
-class OnionPort(NamedTuple):
+class ServicePort(NamedTuple):
     """A port of the onion service; `target` is where it leads, if not to this relay."""
 
     number: int
     target: str | None = None
 
 
-def _onion_port(text: str) -> OnionPort:
+def _onion_port(text: str) -> ServicePort:
     number, equals, target = text.partition("=")
     try:
         port = whole_number(1, 65535).read(number)
@@ -45,10 +45,10 @@ def _onion_port(text: str) -> OnionPort:
         raise Refused((quoted(text), None)) from None
     if equals and not is_target(target):
         raise Refused((quoted(text), None))
-    return OnionPort(port, target if equals else None)
+    return ServicePort(port, target if equals else None)
 
 
-def _read_onion_ports(text: str) -> tuple[OnionPort, ...]:
+def _read_onion_ports(text: str) -> tuple[ServicePort, ...]:
     ports = words(_onion_port, _PORTS).read(text)
     numbers = [port.number for port in ports]
     for number in numbers:
@@ -95,7 +95,7 @@ class TorSettings:
     password: str | None = setting(optional(_CONTROL_PASSWORD), None)
     onion_key: Path = setting(path_of(), Path("onion.key"))  # noqa: RUF009
     clients: Path = setting(path_of("a directory"), Path("onion.clients"))  # noqa: RUF009
-    onion_ports: tuple[OnionPort, ...] = setting(Kind(_read_onion_ports, _PORTS), ())
+    onion_ports: tuple[ServicePort, ...] = setting(Kind(_read_onion_ports, _PORTS), ())
     most_streams: int = setting(whole_number(0, 65535), 0)
     most_connections: int = setting(whole_number(0, 1_000_000), 0)
     proof_of_work: bool = setting(on_off(), False)
@@ -120,7 +120,7 @@ def check_tor(
     that the relay runs itself.
     """
     ports = tor.onion_ports if tor.service_directory is None else ()
-    if ports and OnionPort(port) not in ports:
+    if ports and ServicePort(port) not in ports:
         document.refuse(
             "tor",
             "onion_ports",

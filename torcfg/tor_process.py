@@ -40,7 +40,6 @@ END_TIME: Final = 10.0
 _TORRC: Final = """\
 # Written at each start of the relay.
 DataDirectory {directory}/data
-ControlPort 0
 ControlSocket {directory}/control
 CookieAuthentication 1
 CookieAuthFile {directory}/control_auth_cookie

@@ -118,6 +118,18 @@ async def test_connections_are_counted_by_circuit(place: Path, user: TorProcess)
         assert "dead:beef" not in process.log
         await close_all(connections)
     assert not (place.parent / "onion.key").exists()
+    await deferToThread(brought_in, place, name)
+
+
+def brought_in(place: Path, name: str) -> None:
+    """A relay takes over the key, which tor itself has made, and so the name."""
+    configuration = place.parent / "own.ini"
+    configuration.write_text("[tor]\nonion = on\n")
+    arguments = ("--config", str(configuration), "onion")
+    assert smpctl(*arguments, "restore", str(place)).strip() == name
+    assert smpctl(*arguments, "show").strip() == name
+    key = place.parent / "onion.key"
+    assert key.read_bytes() == (place / "hs_ed25519_secret_key").read_bytes()
 
 
 @ensureDeferred

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
+from twisted.internet.endpoints import clientFromString
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
 from tests.conformance.clients import (
     pause,
 )
+from tests.e2e.tor_network import free_ports
 from tests.torcfg.tors import (
     BY_TOR,
     NOWHERE,
@@ -21,7 +24,8 @@ from tests.torcfg.tors import (
     with_password,
     without_network,
 )
-from torcfg.publishing import State
+from torcfg.onion_keys import OnionKey
+from torcfg.publishing import OnionPublisher, State
 from torcfg.tor_process import TorProcess
 
 pytestmark = BY_TOR
@@ -64,6 +68,29 @@ async def test_a_password(tmp_path: Path, given: str | None, *, gets_in: bool) -
             while not any("does not let us in" in each.detail for each in service.said):
                 await pause(0.05)
         assert not any("secret" in str(each) or "wrong" in str(each) for each in service.said)
+
+
+@pytest.mark.usefixtures("need_tor")
+@pytest.mark.parametrize("password", [None, "secret"])
+@ensureDeferred
+async def test_a_control_port(tmp_path: Path, password: str | None) -> None:
+    """With tor's cookie, or with its password."""
+    (port,) = free_ports(1)
+    lines = with_password(password) if password else ()
+    async with alone(tmp_path / "tor", f"ControlPort 127.0.0.1:{port}", *lines) as tor:
+        while tor.pid is None or not (tmp_path / "tor/control").exists():
+            await pause(0.05)
+        control = clientFromString(reactor(), f"tcp:127.0.0.1:{port}")
+        publisher = OnionPublisher(
+            reactor(), control, OnionKey.generate(os.urandom), NOWHERE, password=password
+        )
+        publisher.startService()
+        while publisher.status.state is not State.BOOTSTRAPPING:
+            assert publisher.status.state is not State.AWAY, publisher.status
+            await pause(0.05)
+        ended = publisher.stopService()
+        assert ended is not None
+        await ended
 
 
 @pytest.mark.usefixtures("need_tor")
