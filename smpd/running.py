@@ -50,7 +50,7 @@ class PublishedOnion(Protocol):
 
     @property
     def clients(self) -> int | None:
-        """How many clients may connect as tor was told last; None for everybody."""
+        """How many clients may connect; None for everybody."""
 
     async def republish(self) -> None:
         """Has the clients that may connect now take effect."""

@@ -118,8 +118,12 @@ class OnionPublisher(Service):
 
     @property
     def clients(self) -> int | None:
-        """How many clients may connect as tor was told last; None for everybody."""
-        return None if self._let_in is None else len(self._let_in)
+        """How many clients may connect, whether it is published or not; None for everybody."""
+        try:
+            clients = self._clients()
+        except KeyFileError:
+            return 0
+        return None if clients is None else len(clients)
 
     # -- starting and stopping
 
@@ -159,7 +163,9 @@ class OnionPublisher(Service):
 
     async def _publish(self) -> None:
         """Publishes, and stays until that has an end. Raises `_TroubleError`, always."""
-        self._note(State.CONNECTING)
+        if self.status.state is not State.AWAY:
+            # Otherwise it stays so, and is not told again with each attempt.
+            self._note(State.CONNECTING)
         protocol = await self._connect()
         lost = _shielded(protocol.when_disconnected().addBoth(lambda _: None))
         try:

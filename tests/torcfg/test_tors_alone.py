@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from pytest_twisted import ensureDeferred
-from twisted.internet.endpoints import clientFromString
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint, clientFromString
+from twisted.internet.interfaces import IProtocol, IProtocolFactory
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
@@ -25,7 +27,7 @@ from tests.torcfg.tors import (
     without_network,
 )
 from torcfg.onion_keys import OnionKey
-from torcfg.publishing import OnionPublisher, State
+from torcfg.publishing import OnionPublisher, State, Status
 from torcfg.tor_process import TorProcess
 
 pytestmark = BY_TOR
@@ -68,6 +70,36 @@ async def test_a_password(tmp_path: Path, given: str | None, *, gets_in: bool) -
             while not any("does not let us in" in each.detail for each in service.said):
                 await pause(0.05)
         assert not any("secret" in str(each) or "wrong" in str(each) for each in service.said)
+
+
+@ensureDeferred
+async def test_attempts_that_change_nothing_are_not_told_of(tmp_path: Path) -> None:
+    """It is away since the first one, for as many clients as before."""
+    said: list[Status] = []
+    attempts: list[None] = []
+
+    class Nowhere(UNIXClientEndpoint):
+        def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+            attempts.append(None)
+            connecting: Deferred[IProtocol] = super().connect(protocolFactory)
+            return connecting
+
+    publisher = OnionPublisher(
+        reactor(),
+        Nowhere(reactor(), str(tmp_path / "control")),
+        OnionKey.generate(os.urandom),
+        NOWHERE,
+        changed=said.append,
+    )
+    publisher.startService()
+    while len(attempts) < 3:
+        await pause(0.05)
+    assert [status.state for status in said] == [State.CONNECTING, State.AWAY]
+    assert reactor().seconds() - publisher.status_since > 1
+    assert publisher.clients is None
+    ended = publisher.stopService()
+    assert ended is not None
+    await ended
 
 
 @pytest.mark.usefixtures("need_tor")
