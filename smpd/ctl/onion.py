@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from smpd.config import Settings, load
 from smpd.ctl import onion_clients
-from smpd.ctl.configuration import add_configuration_to
+from smpd.ctl.actions import Action, Arguments, add_actions
 from smpd.ctl.errors import CommandError
 from smpd.onion import name_of_service, read_key_file, read_onion_key
 from torcfg.onion_keys import OnionKey
@@ -36,18 +35,7 @@ def add_to(commands: Any) -> None:
         "when the relay starts.",
         epilog=_EXAMPLES,
     )
-    actions = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for each in _ACTIONS:
-        action = actions.add_parser(
-            each.name,
-            help=each.summary,
-            description=each.description,
-            epilog=f"examples:\n  smpctl onion {each.name}{each.example}",
-        )
-        if each.path is not None:
-            action.add_argument("path", type=Path, metavar="PATH", help=each.path)
-        add_configuration_to(action)
-        action.set_defaults(command=each.run)
+    actions = add_actions(command, _ACTIONS)
     onion_clients.add_to(actions)
 
 
@@ -112,40 +100,31 @@ def _rotate(arguments: argparse.Namespace) -> None:
     print(key.address)
 
 
-class _Action(NamedTuple):
-    """A command, and what its help says; `path` is what its argument is, None for none."""
-
-    name: str
-    run: Callable[[argparse.Namespace], None]
-    summary: str
-    description: str
-    path: str | None = None
-    example: str = ""
+def _path(what: str) -> Arguments:
+    return lambda action: action.add_argument("path", type=Path, metavar="PATH", help=what)
 
 
 _ACTIONS: Final = (
-    _Action("show", _show, "print the name", "Prints the onion service's name."),
-    _Action(
-        "new", _new, "make the key", "Makes the key, unless there is one, and prints its name."
-    ),
-    _Action(
+    Action("show", _show, "print the name", "Prints the onion service's name."),
+    Action("new", _new, "make the key", "Makes the key, unless there is one, and prints its name."),
+    Action(
         "backup",
         _backup,
         "copy the key to a new file",
         "Copies the key to a new file, for its owner alone, in the form that tor has.",
-        path="the new file",
-        example=" /media/usb/onion.key",
+        "/media/usb/onion.key",
+        [_path("the new file")],
     ),
-    _Action(
+    Action(
         "restore",
         _restore,
         "bring a key in",
         "Brings in a key: one that was saved, that a program for vanity addresses has made, or "
         "of an onion service that was tor's own. A key that is there already stays.",
-        path=f"the file, or a HiddenServiceDir of tor with {_KEY_FILE} in it",
-        example=f" /var/lib/tor/simplex-smp/{_KEY_FILE}",
+        f"/var/lib/tor/simplex-smp/{_KEY_FILE}",
+        [_path(f"the file, or a HiddenServiceDir of tor with {_KEY_FILE} in it")],
     ),
-    _Action(
+    Action(
         "rotate",
         _rotate,
         "make another key, and keep the old one beside it",

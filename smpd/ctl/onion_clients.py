@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from smpd.config import Settings, load
-from smpd.ctl.configuration import add_configuration_to
+from smpd.ctl.actions import Action, add_actions
 from smpd.ctl.errors import CommandError
 from smpd.ctl.running import NotRunning, ask, control_socket
 from smpd.ctl.status import state_of
@@ -36,25 +35,20 @@ def add_to(actions: Any) -> None:
         "What is changed takes effect at once when the relay runs.",
         epilog=_EXAMPLES,
     )
-    kinds = command.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for each in _ACTIONS:
-        action = kinds.add_parser(
-            each.name,
-            help=each.summary,
-            description=each.description,
-            epilog=f"examples:\n  smpctl onion clients {each.example}",
-        )
-        if each.named:
-            action.add_argument("client", type=_name, metavar="NAME", help="what you call it")
-        if each.run is _add:
-            action.add_argument(
-                "--key",
-                type=_key,
-                metavar="KEY",
-                help="its public key in base32, where it has made the key itself",
-            )
-        add_configuration_to(action)
-        action.set_defaults(command=each.run)
+    add_actions(command, _ACTIONS)
+
+
+def _add_name(action: argparse.ArgumentParser) -> None:
+    action.add_argument("client", type=_name, metavar="NAME", help="what you call it")
+
+
+def _add_key(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--key",
+        type=_key,
+        metavar="KEY",
+        help="its public key in base32, where it has made the key itself",
+    )
 
 
 def _name(text: str) -> str:
@@ -163,42 +157,31 @@ def _note(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-class _Action(NamedTuple):
-    """A command, and what its help says."""
-
-    name: str
-    run: Callable[[argparse.Namespace], None]
-    summary: str
-    description: str
-    example: str
-    named: bool = True
-
-
 _ACTIONS: Final = (
-    _Action(
+    Action(
         "add",
         _add,
         "let a client in",
         "Lets a client in. Makes a key and prints the line for the client's own tor, once; or "
         "takes the public key of a client that has made one. With the first one, all others are "
         "shut out.",
-        "add alice",
+        "alice",
+        [_add_name, _add_key],
     ),
-    _Action("list", _list, "list them", "Lists the clients with their public keys.", "list", False),
-    _Action(
+    Action("list", _list, "list them", "Lists the clients with their public keys."),
+    Action(
         "remove",
         _remove,
         "let a client in no more",
         "Lets a client in no more. All connections by Tor are closed; those of others come back. "
         "When the last one is removed, nobody may connect.",
-        "remove alice",
+        "alice",
+        [_add_name],
     ),
-    _Action(
+    Action(
         "open",
         _open,
         "let everybody in",
         "Removes all clients, and lets everybody in.",
-        "open",
-        False,
     ),
 )
