@@ -15,21 +15,22 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from statistics import median
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from bench.destinations import Destinations
 from bench.options import allow_many_files, finish, parse, positive, report, run_benchmark
 from bench.percentiles import Durations, merged
+from bench.reactor import run_in_reactor
 from bench.running import Cores, say
-from bench.server import Installation, Server
+from bench.server import Installation, Server, ServerFailedError
 from txsimplex.addresses import Host, RelayLocation
-from txsimplex.client.errors import ClientError
+from txsimplex.client.errors import ClientError, DisconnectedError
 from txsimplex.client.proxied import through
 from txsimplex.client.sending import SenderCommands
 from txsimplex.client.smp import SMPClient, connect
@@ -58,9 +59,11 @@ class _Sender:
         self.faults = 0
 
     async def send(self) -> None:
-        """Sends a message."""
+        """Sends a message. Raises `ServerFailedError` when the connection is lost."""
         try:
             await self.by.send(self.sender_id, os.urandom(_BODY), key=self.key)
+        except DisconnectedError:
+            raise ServerFailedError("a relay has closed a connection") from None
         except ClientError as error:
             say(f"a message was not accepted: {error}")
             self.faults += 1
@@ -84,8 +87,10 @@ async def _new_queue(recipient: SMPClient) -> tuple[bytes, PrivateKey]:
 class _Bench:
     """The two relays and their senders."""
 
-    def __init__(self, reactor: Any, options: argparse.Namespace) -> None:
-        self.reactor = reactor
+    def __init__(self, options: argparse.Namespace) -> None:
+        from twisted.internet import reactor as installed
+
+        self.reactor: Any = installed
         self.options = options
         self.clients: list[SMPClient] = []
         self.senders: list[_Sender] = []
@@ -132,7 +137,8 @@ class _Bench:
             while time.monotonic() < end:
                 await sender.send()
 
-        await _all(go_on(s) for s in self.senders for _ in range(self.options.window))
+        window = range(self.options.window)
+        await _all(Deferred.fromCoroutine(go_on(s)) for s in self.senders for _ in window)
         return sum(sender.sent for sender in self.senders) - before
 
     async def latency(self, senders: Sequence[_Sender], seconds: float) -> Durations:
@@ -150,7 +156,7 @@ class _Bench:
         for number in range(count):
             await self._sleep(start + number / self.options.rate - time.monotonic())
             running.append(Deferred.fromCoroutine(one(senders[number % len(senders)])))
-        await gatherResults(running)
+        await _all(running)
         return times
 
     async def _sleep(self, seconds: float) -> None:
@@ -173,8 +179,11 @@ class _Bench:
         return asked
 
 
-async def _all(coroutines: Any) -> None:
-    await gatherResults([Deferred.fromCoroutine(each) for each in coroutines])
+async def _all(running: Iterable[Deferred[None]]) -> None:
+    try:
+        await gatherResults(list(running), consumeErrors=True)
+    except FirstError as error:
+        error.subFailure.raiseException()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,9 +218,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
     allow_many_files()
     cores = Cores(not options.no_pin)
     result: dict[str, Any] = {}
@@ -222,19 +228,9 @@ def _benchmark(options: argparse.Namespace) -> int:
             installation.launch()
             relays.append((installation, installation.ready()))
         os.sched_setaffinity(0, cores.generators)
-        bench = _Bench(reactor, options)
-
-        def start() -> None:
-            proxy, destination = (server for _, server in relays)
-            done = Deferred.fromCoroutine(_run(bench, proxy, destination, result))
-            done.addErrback(lambda failure: result.update(failed=failure))
-            done.addBoth(lambda _: reactor.stop())
-
-        reactor.callWhenRunning(start)
-        reactor.run(installSignalHandlers=False)
-        failed = result.pop("failed", None)
-        if failed is not None:
-            failed.raiseException()
+        proxy, destination = (server for _, server in relays)
+        bench = _Bench(options)
+        run_in_reactor(lambda: _run(bench, proxy, destination, result))
         refused = sum(each.faults for each in (*bench.senders, *bench.direct))
         faults = [line for each, _ in relays for line in each.complaints()]
         if refused:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -179,6 +179,7 @@ class _Interruption:
     held = 0
     raised: BaseException | None = None
     waiting: BaseException | None = None
+    told: Callable[[], object] | None = None
 
 
 _RAISED_AGAIN: Final = 0.2
@@ -188,6 +189,8 @@ _RAISED_AGAIN: Final = 0.2
 def _interrupt(interruption: BaseException) -> None:
     if _Interruption.held:
         _Interruption.waiting = interruption
+        if _Interruption.told is not None:
+            _Interruption.told()
         return
     _Interruption.raised = interruption
     signal.setitimer(signal.ITIMER_REAL, _RAISED_AGAIN, _RAISED_AGAIN)
@@ -207,17 +210,19 @@ def _interrupt_again(number: int, frame: object) -> None:
 
 
 @contextmanager
-def interruptions_held() -> Iterator[None]:
-    """What SIGTERM and Ctrl-C raise comes at the end of the block.
+def interruptions_held(told: Callable[[], object] | None = None) -> Iterator[None]:
+    """What SIGTERM and Ctrl-C raise comes at the end of the block, which `told` has end.
 
     For starting processes: what is raised in the callbacks that Python has for a fork is lost,
-    and may be a lock that is not released.
+    and may be a lock that is not released. And for a reactor, which lets nothing through.
     """
     _Interruption.held += 1
+    before, _Interruption.told = _Interruption.told, told or _Interruption.told
     try:
         yield
     finally:
         _Interruption.held -= 1
+        _Interruption.told = before
     if not _Interruption.held and _Interruption.waiting is not None:
         interruption, _Interruption.waiting = _Interruption.waiting, None
         _interrupt(interruption)

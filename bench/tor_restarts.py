@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +26,13 @@ from twisted.internet.threads import deferToThread
 
 from bench.options import finish, parse, positive, report, run_benchmark
 from bench.percentiles import Durations
-from bench.running import Cores, children, say
+from bench.reactor import run_in_reactor
+from bench.running import Cores, Process, children, say
 from bench.server import Installation, Server, ServerFailedError
 from smpd.ctl.errors import CommandError
 from smpd.ctl.running import ask
 from tests.e2e.tor_network import TorMissingError, TorNetwork, TorNetworkError
-from torcfg.tor_process import TorProcess
+from torcfg.tor_process import torrc
 from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client.errors import ClientError
 from txsimplex.client.smp import SMPClient, connect
@@ -52,14 +54,14 @@ class NotReachedError(Exception):
 class _Bench:
     """A relay with its control socket, as a client sees it whose tor has its files in `tor`."""
 
-    def __init__(
-        self, reactor: Any, limit: float, server: Server, control: Path, tor: Path
-    ) -> None:
+    def __init__(self, limit: float, server: Server, control: Path, tor: Path) -> None:
+        from twisted.internet import reactor as installed
+
+        self._reactor: Any = installed
         address = server.address
         self._onion = Host.parse(next(host.text for host in address.hosts if host.is_onion))
         self._port = server.port
         self._location = RelayLocation((self._onion,), str(server.port), address.key_hash)
-        self._reactor = reactor
         self._limit = limit
         self._pid = server.pids[0]
         self._control = control
@@ -170,10 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
-    result: dict[str, Any] = {}
+    cores = Cores(not options.no_pin)
+    faults = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         say("making a Tor network")
@@ -188,32 +188,39 @@ def _benchmark(options: argparse.Namespace) -> int:
             ("tor", "include"): str(network.torrc),
             ("control", "socket"): str(directory / "control.sock"),
         }
-        relay = stack.enter_context(Installation(Cores(not options.no_pin), settings=settings))
+        relay = stack.enter_context(Installation(cores, settings=settings))
         relay.launch()
-        bench = _Bench(
-            reactor, options.limit, relay.ready(), directory / "control.sock", directory / "tor"
-        )
-        tor = TorProcess(reactor, directory / "tor", socks=True, include=network.torrc)
-
-        def start() -> None:
-            tor.startService()
-            done = Deferred.fromCoroutine(_run(bench, options.restarts))
-            done.addErrback(lambda failure: result.update(failed=failure))
-            done.addBoth(lambda _: tor.stopService())
-            done.addBoth(lambda _: reactor.stop())
-
-        reactor.callWhenRunning(start)
-        reactor.run(installSignalHandlers=False)
-    failed = result.pop("failed", None)
-    if failed is not None and not failed.check(NotReachedError, CommandError):
-        failed.raiseException()
-    faults = [] if failed is None else [failed.getErrorMessage()]
+        server = relay.ready()
+        tor = directory / "tor"
+        stack.enter_context(_client_tor(cores, tor, network))
+        bench = _Bench(options.limit, server, directory / "control.sock", tor)
+        try:
+            run_in_reactor(lambda: _run(bench, options.restarts))
+        except (NotReachedError, CommandError) as error:
+            faults.append(str(error))
+    result: dict[str, Any] = {}
     result["restarts"] = len(bench.reached)
     for name, times in (("published", bench.published), ("reached", bench.reached)):
         for percent in (50, 99, 100):
             result[f"{name}_p{percent}_s"] = round(times.percentile(percent), 1)
     report({"benchmark": "tor_restarts", **result, "faults": faults}, as_json=options.json)
     return finish(bool(faults))
+
+
+def _client_tor(cores: Cores, directory: Path, network: TorNetwork) -> Process:
+    """The client's tor. Not by the reactor, which hears of no process's end: signals end this."""
+    directory.mkdir(mode=0o700)
+    configuration = directory / "torrc"
+    configuration.write_text(
+        torrc(directory, socks=True, single_hop=False, include=network.torrc), encoding="utf-8"
+    )
+    return Process(
+        ("tor", "--hush", "-f", str(configuration), "--defaults-torrc", "/nonexistent"),
+        cores.generators,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 async def _run(bench: _Bench, restarts: int) -> None:

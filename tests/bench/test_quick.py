@@ -164,7 +164,13 @@ def test_connections_dropped() -> None:
     "by", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name
 )
 @pytest.mark.parametrize(
-    ("name", "begun"), [("relay", "warming up"), ("durability", "full load"), ("crash", "kills;")]
+    ("name", "begun"),
+    [
+        ("relay", "warming up"),
+        ("durability", "full load"),
+        ("crash", "kills;"),
+        ("proxy", "load, "),
+    ],
 )
 def test_nothing_is_left_running(name: str, begun: str, by: signal.Signals) -> None:
     check_that_nothing_is_left(name, begun, by, ())
@@ -182,7 +188,7 @@ def test_no_database_is_left_running(relays: str, by: signal.Signals) -> None:
 def check_that_nothing_is_left(
     name: str, begun: str, by: signal.Signals, more: tuple[str, ...], processes: int = 2
 ) -> None:
-    options = more if name == "crash" else ("--connections", "8", *more)
+    options = more if name in ("crash", "proxy") else ("--connections", "8", *more)
     with subprocess.Popen(
         command(name, *options),
         cwd=ROOT,
