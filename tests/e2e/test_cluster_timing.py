@@ -8,12 +8,13 @@ from statistics import median
 from time import perf_counter
 
 import pytest
+import pytest_twisted
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from bench.postgres_server import PostgresServer
-from tests.conformance.clients import Queue, err, make_queue, new_id, new_key
+from tests.conformance.clients import Queue, close_all, err, make_queue, new_id, new_key
 from tests.e2e.test_cluster import Cluster
 from txsimplex.client.raw import RawClient
 from txsimplex.client.smp import SMPClient
@@ -33,8 +34,7 @@ def cluster(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Cluster
     """Relays of the test's own."""
     cluster = Cluster(tmp_path)
     yield cluster
-    for connection in cluster.connections:
-        connection.abort()
+    pytest_twisted.blockon(Deferred.fromCoroutine(close_all(cluster.connections)))
     cluster.end()
 
 

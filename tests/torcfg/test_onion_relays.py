@@ -129,7 +129,7 @@ async def test_a_private_relay(
             await connection.lost()
         connections.clear()
         with pytest.raises(DisconnectedError, match="SocksError"):
-            await reach(user, relay, address)
+            await answered(user, relay, address)
         async with tor_with_line(network, tmp_path / "alice", line) as alice:
             await works(alice, relay, address)
             assert (await onion())["clients"] == 1

@@ -41,11 +41,12 @@ def new_database() -> str:
 
 
 class PostgresStores:
-    """Stores, which are closed together."""
+    """Stores, which are closed together; in `database`, or in a new one."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: str | None = None) -> None:
         self._opened: list[PostgresStore] = []
-        self._database: str | None = None
+        self._database = database
+        self._connection: psycopg.Connection[Any] | None = None
 
     @property
     def database(self) -> str:
@@ -56,11 +57,19 @@ class PostgresStores:
 
     def emptied(self) -> str:
         """A database that is used again and again, with nothing in it."""
-        self.close_all()
-        with psycopg.connect(self.database, autocommit=True) as connection:
-            connection.execute("SET search_path = smpd")
-            connection.execute(f"TRUNCATE {TABLES}")
+        self.close_stores()
+        self._connected().execute(f"TRUNCATE {TABLES}")
         return self.database
+
+    def query(self, text: str) -> list[Any]:
+        """The rows of a query of that database."""
+        return self._connected().execute(text).fetchall()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            self._connection = psycopg.connect(self.database, autocommit=True)
+            self._connection.execute("SET search_path = smpd")
+        return self._connection
 
     def open(
         self,
@@ -87,24 +96,31 @@ class PostgresStores:
         self._opened.remove(store)
         store.close()
 
-    def close_all(self) -> None:
+    def close_stores(self) -> None:
         """Closes all stores."""
         while self._opened:
             self._opened.pop().close()
 
+    def close_all(self) -> None:
+        """Closes everything."""
+        self.close_stores()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def one_at_a_time(self) -> Store:
         """An empty store each call of which is a transaction of its own."""
-        loop, database = Loop(), self.emptied()
-        return OneAtATime(self.open(database, loop), loop, database)
+        loop = Loop()
+        return OneAtATime(self.open(self.emptied(), loop), loop, self)
 
 
 class OneAtATime(Store):
     """A shared store as if it were one's own: everything is admitted when it is called."""
 
-    def __init__(self, store: PostgresStore, loop: Loop, database: str) -> None:
+    def __init__(self, store: PostgresStore, loop: Loop, stores: PostgresStores) -> None:
         self.store = store
         self.loop = loop
-        self.database = database
+        self._stores = stores
 
     def _do(self, wanted: Sequence[Wanted], call: Callable[[], T]) -> T:
         results: list[T] = []
@@ -251,9 +267,8 @@ class OneAtATime(Store):
 
     def notifiers_waiting(self) -> list[bytes]:
         """All of them, whoever may be subscribed, as the database has them."""
-        with psycopg.connect(self.database) as connection:
-            rows = connection.execute("SELECT DISTINCT notifier_id FROM smpd.notification")
-            return [row[0] for row in rows.fetchall()]
+        rows = self._stores.query("SELECT DISTINCT notifier_id FROM smpd.notification")
+        return [row[0] for row in rows]
 
     def take_notifications(self, notifier_id: bytes) -> list[Notification]:
         wanted = [Wanted(What.NOTIFIER, notifier_id)]

@@ -206,8 +206,8 @@ def test_quotas_and_associations_in_postgresql(places: Callable[[str], Any], ori
     records = of_every_sort()
     fill(one, records)
     convert(one, other)
-    stores, loop = PostgresStores(), Loop()
-    store = OneAtATime(stores.open(other.database, loop), loop, other.database)
+    stores, loop = PostgresStores(other.database), Loop()
+    store = OneAtATime(stores.open(other.database, loop), loop, stores)
     try:
         queues = [record for record in records if isinstance(record, Queue)]
         check_quotas(store, queues)
