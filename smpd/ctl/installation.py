@@ -22,8 +22,10 @@ from smpd.ctl.errors import CommandError, UsageError
 from smpd.endpoints import OWN_TOR, onion_endpoints
 from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
 from smpd.onion import onion_hosts, read_key_file
+from torcfg.descriptions import LONGEST_SOCKET_PATH
 from torcfg.onion_keys import OnionKey
-from txsimplex.addresses import Host
+from torcfg.onion_services import is_target
+from txsimplex.addresses import DEFAULT_SMP_PORT, Host
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
 from txsimplex.keys import Algorithm, PrivateKey
@@ -34,6 +36,7 @@ from txsimplex.whole_files import PRIVATE, PUBLIC, create, make_directory
 TEMPLATE = "smpd.ini"
 _PASSWORD_SIZE = 24
 """Random bytes of a password made here."""
+_LISTEN = f"tcp:{DEFAULT_SMP_PORT}"
 
 _EXAMPLES = """\
 examples:
@@ -41,6 +44,7 @@ examples:
   smpctl init --directory var --host smp.example.com --host 192.0.2.7 --random-password
   smpctl init --host smp.example.com --listen tcp:5223 --listen tcp:443
   smpctl init --directory var --onion
+  smpctl init --directory var --onion --host smp.example.com
 """
 
 
@@ -79,7 +83,8 @@ def add_to(commands: Any) -> None:
         action="append",
         type=_option("server", "listen"),
         metavar="DESC",
-        help="Twisted endpoint to listen on; may be given several times (default: tcp:5223)",
+        help="Twisted endpoint to listen on; may be given several times (default: "
+        f"{_LISTEN}; with --onion a Unix socket in DIR, too, or alone)",
     )
     password = command.add_mutually_exclusive_group()
     password.add_argument(
@@ -122,9 +127,8 @@ def _init(arguments: argparse.Namespace) -> None:
     onion = arguments.onion or onion_endpoints(" ".join(listen or ()).split())
     if not hosts and not onion:
         raise UsageError("init: a relay needs a --host, or --onion")
-    if not hosts and not listen:
-        socket = quoteStringArgument(str(directory.absolute() / "onion.sock"))
-        listen = [f"unix:{socket}:mode=600"]
+    if arguments.onion and not listen:
+        listen = _listen_for_tor(directory.absolute() / "onion.sock", alone=not hosts)
     text = _configuration(hosts, listen, password, onion=arguments.onion)
     try:
         settings = parse(text, str(configuration), directory)
@@ -140,6 +144,18 @@ def _init(arguments: argparse.Namespace) -> None:
     make_directory(directory)
     _create_all(contents)
     _report(settings, list(contents), qr=not arguments.no_qr)
+
+
+def _listen_for_tor(socket: Path, *, alone: bool) -> list[str]:
+    """Where a relay listens for tor, too: by a socket its connections are told apart from others.
+
+    Where none can be, and it is not `alone`, tor connects to the port of all others.
+    """
+    unix = f"unix:{quoteStringArgument(str(socket))}:mode=600"
+    if alone:
+        return [unix]
+    fits = is_target(f"unix:{socket}") and len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH
+    return [_LISTEN, unix] if fits else [_LISTEN]
 
 
 def _configuration(

@@ -9,6 +9,7 @@ import pytest
 
 from smpd import ctl
 from smpd.config import load
+from smpd.endpoints import onion_target
 from smpd.onion import onion_host
 from smpd.proxying import exposure
 from torcfg.onion_keys import OnionKey
@@ -130,13 +131,25 @@ def test_a_relay_that_is_made_as_an_onion_service(
     assert (settings.proxy.socks_proxy, settings.proxy.socks_mode) == ("own", mode)
     assert exposure(settings) is None
     name = stored(directory / "onion.key").address
-    listen = (f"unix:{tmp_path}/a\\:relay/onion.sock:mode=600",)
-    assert settings.server.listen == (listen if host is None else ("tcp:5223",))
+    socket = f"unix:{tmp_path}/a\\:relay/onion.sock:mode=600"
+    assert settings.server.listen == ((socket,) if host is None else ("tcp:5223", socket))
+    assert onion_target(settings.server.listen) == f"unix:{directory}/onion.sock"
     (line,) = (line for line in printed.splitlines() if line.startswith("Address:"))
     address = ServerAddress.parse(line.split()[1])
     assert [str(each) for each in address.location.hosts] == [*hosts[1:], name]
     assert ctl.run(["address", "--config", str(directory / "smpd.ini")]) == 0
     assert capsys.readouterr().out == f"{address}\n"
+
+
+@pytest.mark.parametrize("name", ["with spaces", 5 * "very-long-name-"])
+def test_a_relay_beside_other_hosts_where_there_can_be_no_socket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    directory = tmp_path / name / "relay-of-a-directory"
+    directory.mkdir(parents=True)
+    command = ["init", "--directory", str(directory), "--onion", "--host", "a.example", "--no-qr"]
+    assert ctl.run(command) == 0
+    assert load(directory / "smpd.ini").server.listen == ("tcp:5223",)
 
 
 @pytest.mark.parametrize("there", [False, True])
