@@ -81,6 +81,8 @@ class Kind(IntEnum):
     """The connection is gone."""
     LOG = 40
     """Something for the log: a `Level` and a text."""
+    OPENED_BY_UNIX = 41
+    """As `OPENED`, for a connection that came through a Unix socket, as from tor."""
 
 
 _CONTENT: Final = Kind.CONTENT.value

@@ -1,7 +1,7 @@
 """The relay's side of one connection: commands are carried out and answered, in order.
 
 What carries the connection is a `Line`: a `smpd.session.Session` of the same process, or one
-of an edge process, by `smpd.core`. Answers wait here until what they depend on is safe.
+of an edge process, by `smpd.edge_channel`. Answers wait here until what they depend on is safe.
 """
 
 from __future__ import annotations

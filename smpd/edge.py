@@ -160,7 +160,8 @@ class Edge:
         self._last_number += 1
         partner = RemotePartner(self, session, opened, self._last_number)
         self._partners[partner.number] = partner
-        self.conduit.put(Kind.OPENED, partner.number, encode_opened(opened))
+        kind = Kind.OPENED_BY_UNIX if session.by_unix else Kind.OPENED
+        self.conduit.put(kind, partner.number, encode_opened(opened))
         if opened.service is None:
             session.accepted(None)
         return partner

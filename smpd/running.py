@@ -16,8 +16,8 @@ class Connected(Protocol):
         """How many there are."""
 
     @property
-    def connections_by_unix(self) -> int | None:
-        """How many of them came through Unix sockets, as those by Tor do; None if unknown."""
+    def connections_by_unix(self) -> int:
+        """How many of them came through Unix sockets, as those by Tor do."""
 
 
 class OnionStatus(Protocol):

@@ -137,6 +137,11 @@ class Session:
         self.partner: Partner | None = None
         self.active_at = factory.now()
 
+    @property
+    def by_unix(self) -> bool:
+        """Whether the connection came through a Unix socket."""
+        return self in self._factory.by_unix
+
     # -- the transport's receiver
 
     def secured(self, transport: BlockTransport) -> None:

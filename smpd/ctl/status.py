@@ -52,8 +52,7 @@ def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Relay", f"runs for {duration(status['running'])}"
     yield "Processes", str(status["processes"])
     yield "Connections", str(status["connections"])
-    if status["connections_by_unix"] is not None:
-        yield "  By socket", str(status["connections_by_unix"])
+    yield "  By socket", str(status["connections_by_unix"])
     if status["circuits"] is not None:
         yield "  Circuits", str(status["circuits"])
     for onion in status["onion"]:

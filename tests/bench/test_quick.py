@@ -22,13 +22,13 @@ def command(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"bench.{name}", "--quick", "--json", *arguments]
 
 
-def run(name: str, *arguments: str) -> dict[str, Any]:
+def run(name: str, *arguments: str, limit: float = 120.0) -> dict[str, Any]:
     done = subprocess.run(
         command(name, *arguments),
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +72,8 @@ def test_conversion() -> None:
 
 
 def test_tor_restarts() -> None:
-    result = run("tor_restarts")
+    # What the benchmark itself allows: for the network, and twice for the service.
+    result = run("tor_restarts", "--limit", "120", limit=240.0 + 2 * 120.0)
     assert (result["restarts"], result["faults"]) == (1, [])
     assert 0 < result["published_p50_s"] < result["reached_p50_s"]
 

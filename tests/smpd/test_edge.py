@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from twisted.internet.address import UNIXAddress
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
 from smpd import authorization
 from smpd.channel import Kind, Level, encode_entry
-from smpd.core import EdgeChannel
 from smpd.edge import CoresLog, Edge
+from smpd.edge_channel import EdgeChannel
 from tests.smpd.people import key, new_relay, random
 from tests.smpd.wires import Client, Straight, new_service, new_sessions
 from txsimplex.blocks_transport import BLOCK_SIZE
@@ -271,6 +272,16 @@ def test_a_client_that_left_is_left_alone(scene: Scene) -> None:
     scene.at_edge.flow()
     assert scene.client.wire.blocks == []
     assert peer.subscriptions == {}
+
+
+def test_the_core_knows_how_connections_came(scene: Scene) -> None:
+    some = [Client(scene.sessions, address=UNIXAddress(None)) for _ in range(2)]
+    channel = scene.channel
+    assert (channel.connections, channel.connections_by_unix) == (3, 2)
+    some[0].leave()
+    assert (channel.connections, channel.connections_by_unix) == (2, 1)
+    scene.client.leave()
+    assert (channel.connections, channel.connections_by_unix) == (1, 1)
 
 
 def test_without_the_edge_its_clients_are_subscribed_to_nothing(scene: Scene) -> None:

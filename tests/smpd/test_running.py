@@ -48,7 +48,7 @@ class Onion:
 
 class Connected:
     connections = 7
-    connections_by_unix: int | None = 3
+    connections_by_unix = 3
 
 
 def answer(request: Any) -> Any:
@@ -129,7 +129,7 @@ STATUS: dict[str, Any] = {
     "running": 3700.5,
     "processes": 2,
     "connections": 12,
-    "connections_by_unix": None,
+    "connections_by_unix": 0,
     "circuits": None,
     "onion": [],
 }
@@ -146,6 +146,7 @@ def test_what_it_prints(directory: Path, capsys: pytest.CaptureFixture[str]) -> 
         "Relay:         runs for 1 h 1 min",
         "Processes:     2",
         "Connections:   12",
+        "  By socket:   0",
         f"Onion service: {ONION}",
         "  State:       away for 1 min 1 s (tor does not answer)",
         "  Clients:     2 by name",

@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 
 from smpd.channel import HEAD_SIZE, Decoder, Kind, head
 from smpd.conversation import Conversation, Conversations
-from smpd.core import EdgeChannel, EdgeLine
 from smpd.edge import Edge, RemotePartner
+from smpd.edge_channel import EdgeChannel, EdgeLine
 from smpd.peers import Peer
 from smpd.relay import Relay
 from smpd.session import SameProcess, SessionFactory, SessionLimits
@@ -237,12 +237,13 @@ class Client:
         chain: Sequence[bytes] | None = None,
         with_key: bool = True,
         greet: bool = True,
+        address: IAddress = ADDRESS,
     ) -> None:
         if chain is None:
             chain = () if service is None else service.chain
         self.sessions = sessions
         self.wire = Wire(alpn, chain)
-        session = sessions.buildReceiver(ADDRESS)
+        session = sessions.buildReceiver(address)
         assert session is not None
         self.session = session
         self.session.secured(self.wire)

@@ -83,6 +83,10 @@ async def test_a_relay_on_a_tor_that_is_there(
     connections: list[Connection] = []
     with OnionRelay(tmp_path, settings) as process:
         await works(user, Relay(process, connections), process.onion.text)
+        status = json.loads(
+            await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "status", "--json")
+        )
+        assert status["connections_by_unix"] == status["connections"] >= len(connections)
         assert (tmp_path / "onion.key").stat().st_mode & 0o777 == 0o600
         assert process.onion.text == OnionKey.decode((tmp_path / "onion.key").read_bytes()).address
         printed = await deferToThread(smpctl, "--config", str(tmp_path / "smpd.ini"), "address")
