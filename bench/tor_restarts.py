@@ -1,8 +1,9 @@
 """Tor is ended again and again below a relay: ``python -m bench.tor_restarts`` (bench/README.md).
 
-A Tor network of its own, on 127.0.0.1; a relay that is an onion service on a tor of its own; and
-the tor of a client, by which a message is sent and received after each time. Odd times that tor
-gets SIGKILL, even times SIGTERM. Whatever is not reachable again in time is a fault.
+A Tor network of its own, on 127.0.0.1; a relay that is an onion service, on a tor of its own or,
+with ``--apart``, on one that is there, as Debian's; and the tor of a client, by which a message is
+sent and received after each time. Odd times that tor gets SIGKILL, even times SIGTERM. Whatever is
+not reachable again in time is a fault.
 """
 
 from __future__ import annotations
@@ -51,10 +52,82 @@ class NotReachedError(Exception):
     """The relay was not reachable in time."""
 
 
-class _Bench:
-    """A relay with its control socket, as a client sees it whose tor has its files in `tor`."""
+class _OwnTor:
+    """The tor of a relay, which starts it again itself."""
 
-    def __init__(self, limit: float, server: Server, control: Path, tor: Path) -> None:
+    def __init__(self, relay: int) -> None:
+        self._relay = relay
+
+    @property
+    def pid(self) -> int | None:
+        """Its number, None while there is none."""
+        for pid in children(self._relay):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "tor":
+                return pid
+        return None
+
+    def start(self) -> None:
+        """The relay does."""
+
+
+class _TorApart:
+    """A tor that the relay does not start, with its files in `directory`, which is made."""
+
+    def __init__(
+        self, cores: set[int], directory: Path, network: TorNetwork, *, socks: bool
+    ) -> None:
+        self._cores = cores
+        self._process: Process | None = None
+        directory.mkdir(mode=0o700)
+        self._configuration = directory / "torrc"
+        text = torrc(directory, socks=socks, single_hop=False, include=network.torrc)
+        self._configuration.write_text(text, encoding="utf-8")
+
+    @property
+    def pid(self) -> int | None:
+        """Its number, None when it has ended."""
+        process = self._process
+        return None if process is None or process.popen.poll() is not None else process.pid
+
+    def start(self) -> None:
+        """Starts it. Not by the reactor, which hears of no process's end."""
+        self.end()
+        self._process = Process(
+            ("tor", "--hush", "-f", str(self._configuration), "--defaults-torrc", "/nonexistent"),
+            self._cores,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def end(self) -> None:
+        """Ends it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
+
+    def __enter__(self) -> _TorApart:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+
+class _Bench:
+    """A relay with its control socket and its `tor`, as a client sees it.
+
+    `client` is the directory of the client's tor.
+    """
+
+    def __init__(
+        self,
+        limit: float,
+        server: Server,
+        control: Path,
+        tor: _OwnTor | _TorApart,
+        client: Path,
+    ) -> None:
         from twisted.internet import reactor as installed
 
         self._reactor: Any = installed
@@ -63,9 +136,9 @@ class _Bench:
         self._port = server.port
         self._location = RelayLocation((self._onion,), str(server.port), address.key_hash)
         self._limit = limit
-        self._pid = server.pids[0]
         self._control = control
-        self._socks = tor / "socks"
+        self._tor = tor
+        self._socks = client / "socks"
         self.published = Durations()
         self.reached = Durations()
 
@@ -86,21 +159,16 @@ class _Bench:
         self.reached.add(time.monotonic() - begin)
 
     async def end_tor(self, by: signal.Signals) -> None:
-        """Ends the relay's tor, and waits until the relay has noticed."""
-        tor = self._tor()
+        """Ends the relay's tor, waits until the relay has noticed, and has it started again."""
+        tor = self._tor.pid
         assert tor is not None
         os.kill(tor, by)
         begin = time.monotonic()
-        while (await self._state()) == "published" or self._tor() == tor:
+        while (await self._state()) == "published" or self._tor.pid == tor:
             if time.monotonic() - begin > self._limit:
                 raise NotReachedError("the relay does not notice that its tor has ended")
             await self._pause(_STEP)
-
-    def _tor(self) -> int | None:
-        for pid in children(self._pid):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "tor":
-                return pid
-        return None
+        self._tor.start()
 
     async def _until_published(self, begin: float) -> None:
         while (state := await self._state()) != "published":
@@ -159,6 +227,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds in which it has to be reachable again; default: 180",
     )
+    parser.add_argument(
+        "--apart", action="store_true", help="the relay's tor is not its own, but one that is there"
+    )
     parser.add_argument("--no-pin", action="store_true", help="let the kernel choose the cores")
     parser.add_argument("--json", action="store_true", help="end with a line of JSON")
     parser.add_argument("--quick", action="store_true", help="once only")
@@ -182,18 +253,21 @@ def _benchmark(options: argparse.Namespace) -> int:
             network = stack.enter_context(TorNetwork(directory / "net"))
         except (TorMissingError, TorNetworkError) as error:
             raise ServerFailedError(str(error)) from None
+        control, host, client = (directory / name for name in ("control.sock", "host", "client"))
         settings = {
             ("tor", "onion"): "on",
-            ("tor", "control"): "own",
-            ("tor", "include"): str(network.torrc),
-            ("control", "socket"): str(directory / "control.sock"),
+            ("tor", "control"): f"unix:{host}/control" if options.apart else "own",
+            ("tor", "include"): "" if options.apart else str(network.torrc),
+            ("control", "socket"): str(control),
         }
         relay = stack.enter_context(Installation(cores, settings=settings))
         relay.launch()
         server = relay.ready()
-        tor = directory / "tor"
-        stack.enter_context(_client_tor(cores, tor, network))
-        bench = _Bench(options.limit, server, directory / "control.sock", tor)
+        tor: _OwnTor | _TorApart = _OwnTor(server.pids[0])
+        if options.apart:
+            tor = stack.enter_context(_TorApart(cores.server, host, network, socks=False))
+        stack.enter_context(_TorApart(cores.generators, client, network, socks=True))
+        bench = _Bench(options.limit, server, control, tor, client)
         try:
             run_in_reactor(lambda: _run(bench, options.restarts))
         except (NotReachedError, CommandError) as error:
@@ -205,22 +279,6 @@ def _benchmark(options: argparse.Namespace) -> int:
             result[f"{name}_p{percent}_s"] = round(times.percentile(percent), 1)
     report({"benchmark": "tor_restarts", **result, "faults": faults}, as_json=options.json)
     return finish(bool(faults))
-
-
-def _client_tor(cores: Cores, directory: Path, network: TorNetwork) -> Process:
-    """The client's tor. Not by the reactor, which hears of no process's end: signals end this."""
-    directory.mkdir(mode=0o700)
-    configuration = directory / "torrc"
-    configuration.write_text(
-        torrc(directory, socks=True, single_hop=False, include=network.torrc), encoding="utf-8"
-    )
-    return Process(
-        ("tor", "--hush", "-f", str(configuration), "--defaults-torrc", "/nonexistent"),
-        cores.generators,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 async def _run(bench: _Bench, restarts: int) -> None:
