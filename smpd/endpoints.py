@@ -47,7 +47,7 @@ def _check_onion(arguments: Sequence[str], named: Mapping[str, str]) -> None:
         given = OnionDescription.read(arguments, named)
     except DescriptionError as error:
         raise Refused((error.found, error.allowed)) from None
-    for path in filter(None, (given.key, given.socket, given.password_file)):
+    for path in filter(None, (given.key, given.socket, given.password_file, given.clients)):
         # smpctl reads the key, too, and is called in any directory.
         if not path.is_absolute():
             raise Refused((quoted(str(path)), f"whole paths in an {PREFIX} endpoint"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 from twisted.application.service import IService
 from twisted.internet.endpoints import clientFromString
@@ -77,6 +77,28 @@ def onion_hosts(settings: Settings) -> list[Host]:
     own = onion_host(settings)
     keys = [_usable(read_private_key, each.key) for each in onion_endpoints(settings.server.listen)]
     return [*([] if own is None else [own]), *(Host.parse(key.address) for key in keys)]
+
+
+class ClientsOfService(NamedTuple):
+    """Who may reach one of the relay's onion services, the key of which is in a file `key`."""
+
+    key: Path
+    files: ClientFiles
+
+    @property
+    def address(self) -> str:
+        """The name of the onion service. Raises `CredentialsError`."""
+        return _usable(read_private_key, self.key).address
+
+
+def clients_of_services(settings: Settings) -> list[ClientsOfService]:
+    """Of each onion service that clients can be named for: not of those that are tor's own."""
+    tor = settings.tor
+    endpoints = onion_endpoints(settings.server.listen)
+    found = [(each.key, each.clients) for each in endpoints if each.clients is not None]
+    if tor.onion and tor.service_directory is None:
+        found.insert(0, (tor.onion_key, tor.clients))
+    return [ClientsOfService(key, ClientFiles(directory)) for key, directory in found]
 
 
 def onion_services(settings: Settings, reactor: Any, own: TorProcess | None) -> Iterator[IService]:

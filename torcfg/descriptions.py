@@ -71,8 +71,9 @@ class OnionDescription:
 
     Connections to `ports` come in by the Unix socket `socket`, which gets the permissions `mode`;
     tor has to be able to connect to it. `control` is tor's control socket or port, as an
-    endpoint, and `password_file` has its password, where its cookie cannot be read. A circuit may
-    have `streams` connections, 0 for any number.
+    endpoint, and `password_file` has its password, where its cookie cannot be read. `clients` is
+    the directory of the files of who may connect (`torcfg.client_files`), None for everybody. A
+    circuit may have `streams` connections, 0 for any number.
     """
 
     ports: tuple[int, ...]
@@ -81,6 +82,7 @@ class OnionDescription:
     mode: int = 0o600
     control: str = "unix:/run/tor/control"
     password_file: Path | None = None
+    clients: Path | None = None
     streams: int = 0
     proof_of_work: bool = False
     single_hop: bool = False
@@ -160,6 +162,9 @@ _OPTIONS: Final = {
     ),
     "passwordfile": _Option(
         "password_file", _path, _PATH.format("a file with the control port's password")
+    ),
+    "clients": _Option(
+        "clients", _path, _PATH.format("a directory with files of those who may connect")
     ),
     "streams": _Option(
         "streams", lambda text: _number(text, 0, 65535), "a whole number from 0 to 65535"

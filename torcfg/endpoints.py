@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from torcfg.client_files import ClientFiles
 from torcfg.descriptions import LONGEST_SOCKET_PATH, OnionDescription
 from torcfg.key_files import kept_key, read_password
 from torcfg.onion_services import OnionService, ProofOfWork
@@ -78,7 +79,14 @@ class OnionEndpoint:
         except (OSError, ValueError) as error:
             raise CannotListenError(None, str(path), error) from None
         control = clientFromString(self._reactor, given.control)
-        publisher = OnionPublisher(self._reactor, control, key, service, password=password)
+        publisher = OnionPublisher(
+            self._reactor,
+            control,
+            key,
+            service,
+            password=password,
+            clients=(lambda: None) if given.clients is None else ClientFiles(given.clients).keys,
+        )
         publisher.startService()
         return OnionPort(port, publisher, OnionAddress(key.address, given.ports[0]))
 
@@ -96,7 +104,10 @@ def _service(given: OnionDescription, path: Path) -> OnionService:
 
 @implementer(IListeningPort)
 class OnionPort:
-    """An onion service that is listened for; `publisher` says how far it is with tor."""
+    """An onion service that is listened for; `publisher` says how far it is with tor.
+
+    What changes in its `clients` takes effect with ``publisher.republish()``.
+    """
 
     def __init__(self, port: Any, publisher: OnionPublisher, address: OnionAddress) -> None:
         self._port = port

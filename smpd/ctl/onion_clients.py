@@ -12,10 +12,11 @@ from smpd.ctl.actions import Action, add_actions
 from smpd.ctl.errors import CommandError
 from smpd.ctl.running import NotRunning, ask, control_socket
 from smpd.ctl.status import state_of
-from smpd.onion import read_onion_key
-from torcfg.client_files import MOST_CLIENTS, ClientFiles
+from smpd.endpoints import onion_endpoints
+from smpd.onion import ClientsOfService, clients_of_services
+from torcfg.client_files import MOST_CLIENTS
 from torcfg.client_keys import ClientKey, is_client_name, read_public
-from torcfg.onion_keys import KeyFileError
+from torcfg.onion_keys import KeyFileError, is_onion_address
 
 _EXAMPLES = """\
 examples:
@@ -51,6 +52,22 @@ def _add_key(action: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_service(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--service",
+        type=_onion_name,
+        metavar="ONION",
+        help="which onion service, by its name; needed where the relay has several",
+    )
+
+
+def _onion_name(text: str) -> str:
+    name = text.removesuffix(".onion") + ".onion"
+    if not is_onion_address(name):
+        raise argparse.ArgumentTypeError("allowed: the name of an onion service, as in the address")
+    return name
+
+
 def _name(text: str) -> str:
     if not is_client_name(text):
         raise argparse.ArgumentTypeError(
@@ -66,22 +83,36 @@ def _key(text: str) -> str:
         raise argparse.ArgumentTypeError(f"found {error}; allowed: 52 of A-Z and 2-7") from None
 
 
-def _files(settings: Settings) -> ClientFiles:
-    """Raises `CommandError` where there is no onion service that they could be for."""
-    if settings.tor.service_directory is not None:
+def _clients(settings: Settings, name: str | None) -> ClientsOfService:
+    """Those of the onion service of that name, which need not be said if there is one only.
+
+    Raises `CommandError` where there is no onion service that they could be for.
+    """
+    found = clients_of_services(settings)
+    if name is not None:
+        for each in found:
+            if each.address == name:
+                return each
+        raise CommandError(f"the relay has no onion service {name} that clients can be named for")
+    if len(found) > 1:
+        names = ", ".join(each.address for each in found)
+        raise CommandError(f"say with --service which onion service: {names}")
+    if found:
+        return found[0]
+    if settings.tor.onion:
         raise CommandError(
             "the onion service is tor's own, and its clients are in authorized_clients in "
             f"{settings.tor.service_directory}"
         )
-    if not settings.tor.onion:
-        raise CommandError("the relay is no onion service: [tor] onion is off")
-    return ClientFiles(settings.tor.clients)
+    if onion_endpoints(settings.server.listen):
+        raise CommandError("the onionservice endpoint has no clients= in listen in [server]")
+    raise CommandError("the relay is no onion service: [tor] onion is off")
 
 
 def _add(arguments: argparse.Namespace) -> None:
     settings, name = load(arguments.config), arguments.client
-    files = _files(settings)
-    address = read_onion_key(settings).address
+    clients = _clients(settings, arguments.service)
+    address, files = clients.address, clients.files
     before = files.names()
     if before is not None and len(before) >= MOST_CLIENTS:
         raise CommandError(f"there are {MOST_CLIENTS} clients already, and tor takes no more")
@@ -102,7 +133,7 @@ def _add(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    files = _files(load(arguments.config))
+    files = _clients(load(arguments.config), arguments.service).files
     names = files.names()
     if names is None:
         _note("No client was named: everybody may reach the onion service.")
@@ -117,7 +148,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _remove(arguments: argparse.Namespace) -> None:
     settings, name = load(arguments.config), arguments.client
-    files = _files(settings)
+    files = _clients(settings, arguments.service).files
     try:
         files.remove(name)
     except FileNotFoundError:
@@ -132,7 +163,7 @@ def _remove(arguments: argparse.Namespace) -> None:
 
 def _open(arguments: argparse.Namespace) -> None:
     settings = load(arguments.config)
-    files = _files(settings)
+    files = _clients(settings, arguments.service).files
     if files.names() is None:
         raise CommandError("everybody may reach the onion service already")
     files.remove_all()
@@ -166,9 +197,15 @@ _ACTIONS: Final = (
         "takes the public key of a client that has made one. With the first one, all others are "
         "shut out.",
         "alice",
-        [_add_name, _add_key],
+        [_add_name, _add_key, _add_service],
     ),
-    Action("list", _list, "list them", "Lists the clients with their public keys."),
+    Action(
+        "list",
+        _list,
+        "list them",
+        "Lists the clients with their public keys.",
+        arguments=[_add_service],
+    ),
     Action(
         "remove",
         _remove,
@@ -176,12 +213,13 @@ _ACTIONS: Final = (
         "Lets a client in no more. All connections by Tor are closed; those of others come back. "
         "When the last one is removed, nobody may connect.",
         "alice",
-        [_add_name],
+        [_add_name, _add_service],
     ),
     Action(
         "open",
         _open,
         "let everybody in",
         "Removes all clients, and lets everybody in.",
+        arguments=[_add_service],
     ),
 )

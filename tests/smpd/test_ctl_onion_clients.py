@@ -153,6 +153,60 @@ def test_more_than_tor_takes(relay: Relay) -> None:
     assert relay("add", "alice") == (1, "", says)
 
 
+# -- endpoints
+
+
+def with_endpoint(relay: Relay, name: str, *, onion: str = "on", clients: bool = True) -> str:
+    """The name of one more onion service, an endpoint of the relay."""
+    key = OnionKey.generate(os.urandom)
+    path = relay.directory / f"{name}.key"
+    path.touch(0o600)
+    path.write_bytes(key.encode())
+    option = f":clients={relay.directory}/{name}.clients" if clients else ""
+    listen = f"tcp:5223 onionservice:5223:key={path}{option}"
+    configuration = f"[tor]\nonion = {onion}\n[server]\nlisten = {listen}\n"
+    (relay.directory / "smpd.ini").write_text(configuration)
+    return key.address
+
+
+def test_clients_of_an_endpoint(relay: Relay) -> None:
+    name = with_endpoint(relay, "other", onion="off")
+    status, line, _ = relay("add", "alice")
+    assert status == 0
+    assert line.startswith(name.removesuffix("onion")[:-1] + ":descriptor:x25519:")
+    assert (relay.directory / "other.clients/alice.auth").exists()
+    assert not relay.clients.exists()
+    assert relay("list")[1].startswith("alice ")
+
+
+def test_several_onion_services(relay: Relay) -> None:
+    """Each with its own clients: which one has to be said."""
+    own, other = f"{relay.name}.onion", with_endpoint(relay, "other")
+    says = f"smpctl: say with --service which onion service: {own}, {other}\n"
+    for arguments in (("add", "a"), ("remove", "a"), ("list",), ("open",)):
+        assert relay(*arguments) == (1, "", says)
+    assert relay("add", "alice", "--service", other.removesuffix(".onion"))[0] == 0
+    assert relay("add", "bob", "--service", own)[0] == 0
+    assert relay("list", "--service", other)[1].startswith("alice ")
+    assert relay("list", "--service", own)[1].startswith("bob ")
+    assert relay("remove", "alice", "--service", own)[0] == 1
+    assert relay("open", "--service", own) == (0, "", NOT_RUNNING)
+    assert relay("list", "--service", other)[1].startswith("alice ")
+    assert not relay.clients.exists()
+
+
+def test_services_that_are_not_there(relay: Relay) -> None:
+    stranger = OnionKey.generate(os.urandom).address
+    says = f"smpctl: the relay has no onion service {stranger} that clients can be named for\n"
+    assert relay("list", "--service", stranger) == (1, "", says)
+    status, _, complaint = relay("list", "--service", "a.onion")
+    assert status == 2
+    assert "argument --service: allowed: the name of an onion service, as in the " in complaint
+    with_endpoint(relay, "other", onion="off", clients=False)
+    says = "smpctl: the onionservice endpoint has no clients= in listen in [server]\n"
+    assert relay("list") == (1, "", says)
+
+
 # -- a relay that runs
 
 

@@ -37,7 +37,7 @@ def test_the_least_that_can_be_said() -> None:
 def test_everything_that_can_be_said() -> None:
     text = (
         r"5223+443:key=/srv/onion.key:socket=/run/s.sock:mode=660:control=tcp\:127.0.0.1\:9051"
-        ":passwordfile=/srv/pw:streams=64:pow=yes:singlehop=yes"
+        ":passwordfile=/srv/pw:clients=/srv/c:streams=64:pow=yes:singlehop=yes"
     )
     assert read(text) == OnionDescription(
         ports=(5223, 443),
@@ -46,6 +46,7 @@ def test_everything_that_can_be_said() -> None:
         mode=0o660,
         control="tcp:127.0.0.1:9051",
         password_file=Path("/srv/pw"),
+        clients=Path("/srv/c"),
         streams=64,
         proof_of_work=True,
         single_hop=True,
@@ -71,6 +72,7 @@ descriptions = st.builds(
     st.integers(0, 0o777),
     controls,
     st.none() | paths,
+    st.none() | paths,
     st.integers(0, 65535),
     st.booleans(),
     st.booleans(),
@@ -87,8 +89,9 @@ def written(given: OnionDescription) -> str:
         "pow": "yes" if given.proof_of_work else "no",
         "singlehop": "yes" if given.single_hop else "no",
     }
-    if given.password_file is not None:
-        parts["passwordfile"] = str(given.password_file)
+    for name, path in (("passwordfile", given.password_file), ("clients", given.clients)):
+        if path is not None:
+            parts[name] = str(path)
     quoted = [f"{name}={quoteStringArgument(text)}" for name, text in parts.items()]
     return ":".join((PREFIX, "+".join(map(str, given.ports)), *quoted))
 
@@ -123,7 +126,7 @@ def test_anything_else_is_refused_in_a_sentence(text: str) -> None:
         ("80:key=k:streams=-1", "streams '-1'", "a whole number from 0 to 65535"),
         ("80:key=k:pow=on", "pow 'on'", "yes or no"),
         ("80:key=k:control=own", "control 'own'", CONTROL),
-        ("80:key=k:password=hunter2", "'password'", "key, socket, mode, control, passwordfile,"),
+        ("80:key=k:password=hunter2", "'password'", "key, socket, mode, control, passwordfile, cl"),
     ],
 )
 def test_what_is_wrong_is_said(rest: str, found: str, allowed: str) -> None:
@@ -133,7 +136,7 @@ def test_what_is_wrong_is_said(rest: str, found: str, allowed: str) -> None:
             parse(rest)
 
 
-@pytest.mark.parametrize("name", ["key", "socket", "passwordfile"])
+@pytest.mark.parametrize("name", ["key", "socket", "passwordfile", "clients"])
 @pytest.mark.parametrize("path", ["", "/", "/a b", '/"a', "/a,b", "/a\0b", "/a\nb"])
 def test_paths_that_tor_cannot_be_told_of(name: str, path: str) -> None:
     with pytest.raises(DescriptionError, match=f"found {name} "):

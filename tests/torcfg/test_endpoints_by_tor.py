@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -24,13 +25,17 @@ from tests.torcfg.tors import (
     REACHED,
     EndpointRelay,
     alone,
+    control_of,
     onion_endpoint,
     reactor,
     smpctl,
     through_tor,
+    use_key,
     with_password,
     works,
 )
+from torcfg.client_files import ClientFiles
+from torcfg.client_keys import ClientKey
 from torcfg.endpoints import OnionPort
 from torcfg.publishing import State
 from torcfg.tor_process import TorProcess
@@ -76,16 +81,34 @@ async def reached(user: TorProcess, address: str) -> Answer:
 async def test_any_program_is_reached_by_its_endpoint(
     host: TorProcess, user: TorProcess, tmp_path: Path
 ) -> None:
-    text = f"{onion_endpoint(tmp_path, host)}:streams=8"
+    """First by a client that is named only, then by everybody."""
+    clients, key = ClientFiles(tmp_path / "clients"), ClientKey.generate(os.urandom)
+    clients.add("alice", key.public)
+    text = f"{onion_endpoint(tmp_path, host)}:streams=8:clients={clients.directory}"
     endpoint: IStreamServerEndpoint = serverFromString(reactor(), text)
     port = await endpoint.listen(Factory.forProtocol(Echo))
     assert isinstance(port, OnionPort)
     await until(lambda: port.publisher.status.state is State.PUBLISHED, REACHED)
-    answer = await reached(user, port.getHost().host)
+    address = port.getHost().host
+    with pytest.raises(SocksError):
+        await connectProtocol(through_tor(user, address), Answer())
+    control = await control_of(user)
+    await use_key(control, address, key)
+    await echoes(user, address)
+    await control.queue_command(f"ONION_CLIENT_AUTH_REMOVE {address.removesuffix('.onion')}")
+    control.transport.abortConnection()
+    clients.remove_all()
+    await port.publisher.republish()
+    await echoes(user, address)
+    await port.stopListening()
+
+
+async def echoes(user: TorProcess, address: str) -> None:
+    """What is sent by Tor comes back."""
+    answer = await reached(user, address)
     answer.transport.write(b"hello")
     assert await answer.came == b"hello"
     answer.transport.abortConnection()
-    await port.stopListening()
 
 
 @pytest.mark.usefixtures("need_tor")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred, gatherResults
 
@@ -27,10 +25,12 @@ from tests.torcfg.tors import (
     NOWHERE,
     PORT,
     control_of,
+    is_refused,
     publish,
     reach,
     reactor,
     target,
+    use_key,
     works,
 )
 from torcfg.client_keys import ClientKey
@@ -39,7 +39,6 @@ from torcfg.onion_services import OnionService, ProofOfWork
 from torcfg.publishing import State
 from torcfg.tor_process import TorProcess
 from txsimplex.addresses import Host
-from txsimplex.client.errors import DisconnectedError
 from txsimplex.client.proxied import through
 
 pytestmark = BY_TOR
@@ -183,23 +182,14 @@ async def test_clients_that_are_authorized(
             await service.publisher.republish()
             await service.becomes(State.PUBLISHED, said)
 
-        async def use(client: str) -> None:
-            name, secret = address.removesuffix(".onion"), keys[client].secret
-            encoded = base64.b64encode(secret).decode()
-            await control.queue_command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{encoded}")
-
-        async def is_refused(circuit: str = "") -> None:
-            with pytest.raises(DisconnectedError, match="SocksError"):
-                await reach(user, relay, address, circuit)
-
         await service.becomes(State.PUBLISHED)
         await works(user, relay, address)
         stranger = await reach(user, relay, address, "stranger's")
         await change({"alice"})
         await stranger.lost()
         # Not even by the circuit that had been there.
-        await is_refused("stranger's")
-        await use("alice")
+        await is_refused(user, relay, address, "stranger's")
+        await use_key(control, address, keys["alice"])
         await works(user, relay, address)
         alice = await reach(user, relay, address, "alice's")
         await change({"alice", "bob"})
@@ -207,11 +197,11 @@ async def test_clients_that_are_authorized(
         await alice.ping()
         await change({"bob"})
         await alice.lost()
-        await is_refused("alice's")
-        await use("bob")
+        await is_refused(user, relay, address, "alice's")
+        await use_key(control, address, keys["bob"])
         await works(user, relay, address)
         await change(set())
-        await is_refused()
+        await is_refused(user, relay, address)
         control.transport.abortConnection()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from tests.conformance.clients import (
     pause,
 )
 from tests.conformance.relays import Credentials, RelayProcess, Settings
+from torcfg.client_keys import ClientKey
 from torcfg.onion_keys import OnionKey
 from torcfg.onion_services import OnionService
 from torcfg.publishing import OnionPublisher, State, Status
@@ -148,6 +150,22 @@ async def works(user: TorProcess, relay: Relay, address: str) -> None:
             break
     queue, key = await make_secured_queue(recipient)
     await deliver(sender, recipient, queue, key)
+
+
+async def is_refused(user: TorProcess, relay: Relay, address: str, circuit: str = "") -> None:
+    """Tor says that there is no such service; it may go on for a while with what it knew before."""
+    for _ in range(int(REACHED / ATTEMPT)):
+        with suppress(TimedOutError):
+            with pytest.raises(DisconnectedError, match="SocksError"):
+                await reach(user, relay, address, circuit)
+            return
+    pytest.fail("tor has not said whether the service is there")
+
+
+async def use_key(control: TorControlProtocol, address: str, key: ClientKey) -> None:
+    """Lets a client's tor reach a service with a client's key."""
+    name, secret = address.removesuffix(".onion"), base64.b64encode(key.secret).decode()
+    await control.queue_command(f"ONION_CLIENT_AUTH_ADD {name} x25519:{secret}")
 
 
 async def control_of(tor: TorProcess) -> TorControlProtocol:
