@@ -71,13 +71,6 @@ def test_conversion() -> None:
         assert result[f"{name}_peak_mib"] > 10
 
 
-def test_tor_restarts() -> None:
-    # What the benchmark itself allows: for the network, and twice for the service.
-    result = run("tor_restarts", "--limit", "120", limit=240.0 + 2 * 120.0)
-    assert (result["restarts"], result["faults"]) == (1, [])
-    assert 0 < result["published_p50_s"] < result["reached_p50_s"]
-
-
 def test_proxy() -> None:
     result = run("proxy", "--senders", "4", "--seconds", "1", "--latency-seconds", "1")
     assert result["faults"] == []
