@@ -178,6 +178,18 @@ class GroupCommit(Generic[B]):
             self._notice = self._call_later(0, self._notify)
         return True
 
+    def give_way(self, number: int) -> bool:
+        """Takes back a change because of one that cannot be taken back, and is noted next.
+
+        Neither is safe before the other: without that one this would have to be there. False when
+        it is not there to be taken back.
+        """
+        if self._young.pop(number, None) is None and self._old.pop(number, None) is None:
+            return False
+        if not self._firm or number < self._firm:
+            self._firm = number
+        return True
+
     def _notify(self) -> None:
         self._notice = None
         self._steps.moved()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -302,7 +302,8 @@ class SqliteStore(QueueCache):
             self._writable()
             self._know_count(notifier)
             super().delete_notifier(queue)
-            self._forget_notifications(self._notification_numbers.pop(notifier.notifier_id, ()))
+            numbers = self._notification_numbers.pop(notifier.notifier_id, ())
+            self._forget_notifications(numbers, self._commits.give_way)
             self._changes.notifiers[queue.number] = queue
             self._note(queue)
 
@@ -323,7 +324,8 @@ class SqliteStore(QueueCache):
         self._know_count(queue.notifier)
         for message in queue.messages.waiting:
             assert isinstance(message, StoredMessage)
-            self._withdraw(message.number)
+            # Who sent it is told when the queue is gone for good: a crash may bring that back.
+            self._commits.give_way(message.number)
         self._loaded_messages -= len(queue.messages.waiting)
         queue.messages = Messages()
         super().delete(queue)
@@ -412,9 +414,12 @@ class SqliteStore(QueueCache):
                     del self._notification_numbers[notifier_id]
         return expired
 
-    def _forget_notifications(self, numbers: Iterable[int]) -> None:
+    def _forget_notifications(
+        self, numbers: Iterable[int], take_back: Callable[[int], bool] | None = None
+    ) -> None:
+        take_back = take_back or self._withdraw
         for number in numbers:
-            if not self._withdraw(number):
+            if not take_back(number):
                 self._changes.taken.append(number)
                 self.noted = self._commits.note()
 

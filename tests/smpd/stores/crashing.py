@@ -88,7 +88,7 @@ class Crashing:
     def _change(self) -> None:
         kind = self._random.choices(
             ["write", "remove", "add", "delete", "status", "secure", "link", "unlink"],
-            [40, 36, 3, 1, 2, 1, 2, 1],
+            [40, 33, 5, 3, 2, 1, 2, 1],
         )[0]
         if kind == "add" or not self._ids:
             if len(self._ids) < MOST_QUEUES:

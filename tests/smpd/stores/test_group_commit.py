@@ -145,6 +145,30 @@ def test_the_mark_stands_before_the_first_change_that_waits() -> None:
         assert disk.commits.committed == mark
 
 
+def test_an_item_that_gives_way_is_safe_when_what_it_gave_way_to_is() -> None:
+    disk = Disk()
+    first, second = disk.item(), disk.item()
+    disk.clock.advance(TICK)
+    third = disk.item()
+    assert disk.commits.give_way(second)
+    assert disk.commits.give_way(third)
+    assert not disk.commits.give_way(third)
+    assert not disk.commits.withdraw(second)
+    change = disk.note()
+    assert disk.commits.withdraw(first)
+    assert disk.commits.committed == first
+    disk.clock.advance(TICK)
+    assert disk.written == [[change]]
+    assert disk.commits.committed == change
+
+
+def test_an_item_that_is_handed_over_does_not_give_way() -> None:
+    disk = Disk(worker=SlowWorker())
+    number = disk.item()
+    disk.clock.pump([TICK] * 2)
+    assert not disk.commits.give_way(number)
+
+
 def test_several_taken_back_in_one_turn_are_told_once() -> None:
     disk = Disk()
     numbers = [disk.item() for _ in range(3)]
@@ -296,7 +320,8 @@ def test_flush_does_not_wait_for_ever() -> None:
 @given(
     threaded=st.booleans(),
     actions=st.lists(
-        st.sampled_from(["note", "item", "withdraw", "turn", "tick", "fail", "mend"]), max_size=60
+        st.sampled_from(["note", "item", "withdraw", "give way", "turn", "tick", "fail", "mend"]),
+        max_size=60,
     ),
 )
 def test_the_mark_says_the_truth(threaded: bool, actions: list[str]) -> None:
@@ -306,9 +331,11 @@ def test_the_mark_says_the_truth(threaded: bool, actions: list[str]) -> None:
     disk.commits._call_from_thread = loop.call_from_thread
     withdrawn: set[int] = set()
     items: list[int] = []
+    given_way: dict[int, int] = {}
 
     def written() -> set[int]:
-        return {number for batch in disk.written for number in batch}
+        found = {number for batch in disk.written for number in batch}
+        return found | {number for number, to in given_way.items() if to in found}
 
     for action in [*actions, "mend"]:
         if action == "note":
@@ -319,6 +346,10 @@ def test_the_mark_says_the_truth(threaded: bool, actions: list[str]) -> None:
             number = items.pop()
             if disk.commits.withdraw(number):
                 withdrawn.add(number)
+        elif action == "give way" and items:
+            number = items.pop()
+            if disk.commits.give_way(number):
+                given_way[number] = disk.note()
         elif action in ("turn", "tick"):
             loop.turn(TICK if action == "tick" else 0)
         elif action in ("fail", "mend"):

@@ -166,7 +166,7 @@ def test_one_that_subscribes_again_is_told_nothing_untrue() -> None:
 def test_a_queue_that_was_locked_when_it_was_told_of() -> None:
     """It is looked at again, until that is possible: nobody tells twice."""
     database = stores.emptied()
-    here, there = Station(database, answer_timeout=0.3), Station(database)
+    here, there = Station(database, answer_timeout=1.5), Station(database)
     recipient, sender = here.person(), there.person()
     locked, other = new_queue(recipient), new_queue(recipient)
     with psycopg.connect(database) as holder:
@@ -177,13 +177,13 @@ def test_a_queue_that_was_locked_when_it_was_told_of() -> None:
             " WHERE recipient_id = %s FOR UPDATE OF queue_state",
             (locked.recipient_id,),
         )
-        here.rest(0.6)
+        here.rest(2.0)
         # What is told of other queues meanwhile does not wait for it.
         assert other.send(sender, b"other") == m.Ok()
-        here.wait(lambda: recipient.events, 1.0)
+        here.wait(lambda: recipient.events, 4.0)
         (event,) = recipient.all_events()
         assert event[0] == other.recipient_id
-        here.rest(0.6)
+        here.rest(2.0)
         assert not recipient.events
         holder.rollback()
     here.wait(lambda: recipient.events)
@@ -207,7 +207,7 @@ def test_a_new_queue_is_looked_at_before_it_is_committed() -> None:
 def test_a_claim_that_was_not_written() -> None:
     """NSUBS that was answered with an error, once more: now other relays know of it (§7.2)."""
     database = stores.emptied()
-    station = Station(database, answer_timeout=0.5, connections=1)
+    station = Station(database, answer_timeout=1.5, connections=1)
     service = station.service()
     lane = station.store._admission._lanes[0].lane
 

@@ -269,6 +269,31 @@ def test_a_message_acknowledged_at_once_is_never_written(stores: DiskStores) -> 
     assert {path: path.stat().st_size for path in directory.rglob("*")} == before
 
 
+@pytest.mark.parametrize("what", ["queue", "notifier"])
+def test_what_was_not_written_is_not_safe_before_it_is_gone_for_good(
+    stores: DiskStores, what: str
+) -> None:
+    """After a crash the queue may be there again: nobody has been told that its message is."""
+    loop = Loop()
+    store = stores.open(loop=loop)
+    queue = new_queue(notifier=notifier())
+    store.add(queue)
+    store.flush()
+    before = store.committed
+    if what == "queue":
+        store.write(queue, message(), 4)
+        store.delete(queue)
+    else:
+        assert queue.notifier is not None
+        store.add_notification(queue.notifier.notifier_id, notification())
+        store.delete_notifier(queue)
+    assert store.committed == before < store.noted
+    loop.turn(0)
+    assert store.committed == before
+    store.flush()
+    assert store.committed == store.noted
+
+
 def test_a_crash_before_and_after_a_commit(stores: DiskStores) -> None:
     """The directory as it is at a moment is a store with what was safe then."""
     directory, loop = stores.directory(), Loop()
