@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,8 +62,10 @@ class _OwnTor:
     def pid(self) -> int | None:
         """Its number, None while there is none."""
         for pid in children(self._relay):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == "tor":
-                return pid
+            # It may be gone meanwhile.
+            with suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "tor":
+                    return pid
         return None
 
     def start(self) -> None:
