@@ -7,6 +7,7 @@ sentences that name the file.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from torcfg.onion_keys import KeyFileError, OnionKey
@@ -15,10 +16,16 @@ from txsimplex.whole_files import PRIVATE, create
 __all__ = ["kept_key", "read_key", "read_password", "read_private_key"]
 
 
+class KeyMissingError(KeyFileError):
+    """There is no file."""
+
+
 def read_key(path: Path) -> OnionKey:
     """The key in a file, whoever may read that. Raises `KeyFileError`."""
     try:
         return OnionKey.decode(path.read_bytes())
+    except FileNotFoundError as error:
+        raise KeyMissingError(f"{path} cannot be read: {error.strerror}") from None
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
     except KeyFileError as error:
@@ -26,21 +33,26 @@ def read_key(path: Path) -> OnionKey:
 
 
 def read_private_key(path: Path) -> OnionKey:
-    """The key in a file that nobody else may read. Raises `KeyFileError`."""
-    key = read_key(path)
+    """The key of a service, in a file that nobody else may read. Raises `KeyFileError`."""
+    try:
+        key = read_key(path)
+    except KeyMissingError:
+        raise KeyMissingError(f"{path} is not there: the first start makes it") from None
     _refuse_readers(path)
     return key
 
 
 def kept_key(path: Path, random: Callable[[int], bytes]) -> OnionKey:
     """The key in a file, made if there is none yet. Raises `KeyFileError`."""
-    if not path.exists():
-        try:
-            create(path, OnionKey.generate(random).encode(), PRIVATE)
-        except FileExistsError:
-            return read_private_key(path)
-        except OSError as error:
-            raise KeyFileError(f"{path} cannot be made: {error.strerror}") from None
+    with suppress(KeyMissingError):
+        return read_private_key(path)
+    try:
+        create(path, OnionKey.generate(random).encode(), PRIVATE)
+    except FileExistsError:
+        # Another process was faster.
+        return read_private_key(path)
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be made: {error.strerror}") from None
     return read_private_key(path)
 
 

@@ -53,7 +53,7 @@ def test_a_new_key(relay: Relay) -> None:
 
 
 def test_there_is_no_key(relay: Relay, tmp_path: Path) -> None:
-    says = f"smpctl: {relay.key} cannot be read: No such file or directory\n"
+    says = f"smpctl: {relay.key} is not there: the first start makes it\n"
     for arguments in (("show",), ("rotate",), ("backup", tmp_path / "saved")):
         assert relay(*arguments) == (1, "", says)
     assert not (tmp_path / "saved").exists()

@@ -35,6 +35,8 @@ def test_what_cannot_be_read_used_or_made(tmp_path: Path) -> None:
     path = tmp_path / "onion.key"
     with pytest.raises(KeyFileError, match=f"^{path} cannot be read: No such file or directory$"):
         read_key(path)
+    with pytest.raises(KeyFileError, match=f"^{path} is not there: the first start makes it$"):
+        read_private_key(path)
     path.write_bytes(b"nonsense")
     with pytest.raises(KeyFileError, match=f"^{path} cannot be used: not a file hs_ed25519"):
         kept_key(path, os.urandom)
@@ -42,6 +44,9 @@ def test_what_cannot_be_read_used_or_made(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere" / "onion.key"
     with pytest.raises(KeyFileError, match=f"^{nowhere} cannot be made: No such file or directory"):
         kept_key(nowhere, os.urandom)
+    too_long = tmp_path / (256 * "x")
+    with pytest.raises(KeyFileError, match=f"^{too_long} cannot be read: File name too long$"):
+        kept_key(too_long, os.urandom)
 
 
 def test_a_key_that_others_may_read(tmp_path: Path) -> None:
