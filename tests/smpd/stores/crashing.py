@@ -79,6 +79,11 @@ class Crashing:
         tell("count", self._store.queue_count())
         self._store.on_commit = lambda: tell("mark", self._store.committed)
 
+    def start(self) -> None:
+        """Tells what is safe already, and goes on with the reactor."""
+        tell("ready", self._store.committed)
+        self._reactor.callWhenRunning(self.turn)
+
     def turn(self) -> None:
         """Some changes."""
         for _ in range(self._random.randint(0, CHANGES_PER_TURN)):
@@ -169,8 +174,7 @@ def main(directory: str, seed: str) -> None:
 
     reactor: Any = installed
     crashing = Crashing(Path(directory), int(seed), reactor)
-    tell("ready")
-    reactor.callWhenRunning(crashing.turn)
+    crashing.start()
     reactor.run()
 
 
