@@ -5,12 +5,13 @@ Without the directory everybody may; in an empty one is nobody's file, so nobody
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from torcfg.client_keys import authorized, is_client_name, read_authorized
 from torcfg.onion_keys import KeyFileError
-from txsimplex.whole_files import PRIVATE, create, make_directory
+from txsimplex.whole_files import PRIVATE, create, make_directory, sync_directory
 
 __all__ = ["MOST_CLIENTS", "ClientFiles"]
 
@@ -34,8 +35,7 @@ class ClientFiles:
             found = list(self.directory.iterdir())
         except FileNotFoundError:
             return None
-        names = (path.name.removesuffix(_ENDING) for path in found if path.suffix == _ENDING)
-        return sorted(name for name in names if is_client_name(name))
+        return sorted(name for name in map(_client_of, found) if name is not None)
 
     def keys(self) -> tuple[str, ...] | None:
         """Their public keys, each once; None when everybody may connect.
@@ -68,11 +68,46 @@ class ClientFiles:
         self._path(name).unlink()
 
     def remove_all(self) -> None:
-        """Lets everybody in."""
-        for name in self.names() or ():
-            self.remove(name)
-        self.directory.rmdir()
+        """Lets everybody in, all at once: while some are removed, they would be shut out.
+
+        Raises `KeyFileError` when there is anything else in the directory; nothing was removed
+        then. Of a symbolic link, the directory that it led to stays, and is empty.
+        """
+        for path in sorted(self.directory.iterdir()):
+            if _client_of(path) is None or (path.is_dir() and not path.is_symlink()):
+                raise KeyFileError(
+                    f"{path} is not the file of a client, and its directory has to go: "
+                    "move it away first"
+                )
+        parent = self.directory.parent
+        if self.directory.is_symlink():
+            aside = self.directory.resolve()
+            self.directory.unlink()
+            sync_directory(parent)
+            _empty(aside)
+        else:
+            # A directory may take the place of an empty one.
+            aside = Path(tempfile.mkdtemp(prefix=f".{self.directory.name}.", dir=parent))
+            try:
+                self.directory.rename(aside)
+            except BaseException:
+                aside.rmdir()
+                raise
+            sync_directory(parent)
+            _empty(aside)
+            aside.rmdir()
 
     def _path(self, name: str) -> Path:
         assert is_client_name(name)
         return self.directory / (name + _ENDING)
+
+
+def _client_of(path: Path) -> str | None:
+    """The name of the client whose file it is; None for any other file."""
+    name = path.name.removesuffix(_ENDING)
+    return name if path.suffix == _ENDING and is_client_name(name) else None
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()

@@ -166,7 +166,10 @@ def _open(arguments: argparse.Namespace) -> None:
     files = _clients(settings, arguments.service).files
     if files.names() is None:
         raise CommandError("everybody may reach the onion service already")
-    files.remove_all()
+    try:
+        files.remove_all()
+    except KeyFileError as error:
+        raise CommandError(str(error)) from None
     _take_effect(settings)
 
 

@@ -94,6 +94,18 @@ def test_what_cannot_be_done(relay: Relay) -> None:
     assert relay("open") == (1, "", says)
 
 
+def test_the_directory_has_more_in_it(relay: Relay) -> None:
+    """Nobody is shut out by an attempt to let everybody in."""
+    relay("add", "alice")
+    other = relay.clients / "alice.auth~"
+    other.touch()
+    says = f"{other} is not the file of a client, and its directory has to go: move it away first"
+    assert relay("open") == (1, "", f"smpctl: {says}\n")
+    assert relay("list")[1].startswith("alice ")
+    other.unlink()
+    assert relay("open") == (0, "", NOT_RUNNING)
+
+
 @pytest.mark.parametrize("name", ["", "../alice", "a b", ".alice", "x" * 65])
 def test_names_that_are_none(relay: Relay, name: str) -> None:
     status, _, complaint = relay("add", name)

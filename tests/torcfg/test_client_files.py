@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,68 @@ def test_everybody_may_again(files: ClientFiles) -> None:
     files.add("alice", new_key())
     files.remove_all()
     assert files.keys() is None
+
+
+def test_everybody_may_again_and_nothing_is_left(files: ClientFiles, tmp_path: Path) -> None:
+    for name in ("alice", "bob"):
+        files.add(name, new_key())
+    files.remove_all()
+    assert list(tmp_path.iterdir()) == []
+    files.add("alice", new_key())
+    assert files.names() == ["alice"]
+
+
+@pytest.mark.parametrize("name", ["README", "alice.auth~", ".alice.auth.1234", "a b.auth"])
+def test_another_file_keeps_everything_as_it_is(files: ClientFiles, name: str) -> None:
+    """Were only the clients removed, nobody could connect."""
+    files.add("alice", new_key())
+    (files.directory / name).touch()
+    before = files.keys()
+    says = f"^{re.escape(str(files.directory / name))} is not the file of a client, and .*: move it"
+    with pytest.raises(KeyFileError, match=says):
+        files.remove_all()
+    assert files.keys() == before
+    (files.directory / name).unlink()
+    (files.directory / "bob.auth").mkdir()
+    with pytest.raises(KeyFileError, match=r"bob\.auth is not the file of a client"):
+        files.remove_all()
+    assert files.names() == ["alice", "bob"]
+
+
+def test_a_directory_that_cannot_be_renamed_keeps_everything_as_it_is(
+    files: ClientFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is mounted there."""
+    files.add("alice", new_key())
+    before = files.keys()
+
+    def busy(path: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OSError, match="busy"):
+        files.remove_all()
+    assert files.keys() == before
+    assert list(tmp_path.iterdir()) == [files.directory]
+
+
+def test_a_link_to_the_directory(files: ClientFiles, tmp_path: Path) -> None:
+    """Who made it may not be able to make a directory where it leads to, so that one stays."""
+    target = tmp_path / "elsewhere/clients"
+    target.mkdir(parents=True)
+    files.directory.symlink_to(Path("elsewhere/clients"))
+    files.add("alice", new_key())
+    (target / "README").touch()
+    with pytest.raises(KeyFileError, match="README is not the file of a client"):
+        files.remove_all()
+    assert files.names() == ["alice"]
+    (target / "README").unlink()
+    files.remove_all()
+    assert files.keys() is None
+    assert not files.directory.is_symlink()
+    assert list(target.iterdir()) == []
+    files.add("bob", new_key())
+    assert files.names() == ["bob"]
 
 
 def test_a_key_that_two_have_counts_once(files: ClientFiles) -> None:
