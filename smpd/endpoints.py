@@ -7,6 +7,7 @@ from typing import Final
 
 from smpd.ini import Refused, quoted, whole_number
 from torcfg.descriptions import PREFIX, DescriptionError, OnionDescription, endpoint_parts
+from torcfg.onion_services import is_target
 
 OWN_TOR: Final = "own"
 """In the place of an endpoint: a tor that the relay runs itself."""
@@ -27,6 +28,9 @@ def endpoint(description: str) -> str:
     """A description of where to listen; how far it is right is seen when it listens."""
     kind, arguments, named = endpoint_parts(behind_proxy(description) or description)
     if kind == PREFIX:
+        if behind_proxy(description) is not None:
+            allowed = f"{PREFIX} without {_PROXIED}, since tor writes no PROXY header for it"
+            raise Refused((quoted(description), allowed))
         _check_onion(arguments, named)
         return description
     if kind in ("ssl", "tls"):
@@ -70,28 +74,33 @@ def tcp_port(description: str) -> int | None:
 
 
 def is_unix(description: str) -> bool:
-    """Whether it is a Unix socket, also one that systemd hands over."""
+    """Whether it is a Unix socket: also one that systemd hands over, or of an onion service."""
     kind, arguments, named = endpoint_parts(behind_proxy(description) or description)
-    return kind == "unix" or (kind == "systemd" and "UNIX" in (*arguments, *named.values()))
+    handed_over = kind == "systemd" and "UNIX" in (*arguments, *named.values())
+    return kind in ("unix", PREFIX) or handed_over
 
 
 def onion_target(listen: Sequence[str]) -> str | None:
     """Where tor connects to for an onion service: the first Unix socket, or TCP port.
 
-    As tor has it; None when there is nothing of that kind. Tor writes no PROXY header to an
-    onion service that it is told of by its control socket.
+    As tor has it; None when there is nothing that it can be told of. Tor writes no PROXY header to
+    an onion service that it is told of by its control socket.
     """
     for description in sorted(listen, key=lambda each: not each.startswith("unix:")):
-        if behind_proxy(description) is not None:
-            continue
-        kind, arguments, named = endpoint_parts(description)
-        if kind == "unix":
-            path = arguments[0] if arguments else named.get("address", "")
-            if path.startswith("/") and path.isprintable() and not set(path) & set(' ",'):
-                return f"unix:{path}"
-        elif port := tcp_port(description):
-            interface = named.get("interface", arguments[1] if len(arguments) > 1 else "")
-            if interface in ("", "0.0.0.0", "::"):  # noqa: S104 - nothing is bound here
-                interface = "127.0.0.1"
-            return f"[{interface}]:{port}" if ":" in interface else f"{interface}:{port}"
+        target = None if behind_proxy(description) is not None else _target(description)
+        if target is not None and is_target(target):
+            return target
     return None
+
+
+def _target(description: str) -> str | None:
+    kind, arguments, named = endpoint_parts(description)
+    if kind == "unix":
+        return "unix:" + (arguments[0] if arguments else named.get("address", ""))
+    port = tcp_port(description)
+    if port is None:
+        return None
+    interface = named.get("interface", arguments[1] if len(arguments) > 1 else "")
+    if interface in ("", "0.0.0.0", "::"):  # noqa: S104 - nothing is bound here
+        interface = "127.0.0.1"
+    return f"[{interface}]:{port}" if ":" in interface else f"{interface}:{port}"

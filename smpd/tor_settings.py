@@ -20,7 +20,7 @@ from smpd.ini import (
     whole_number,
     words,
 )
-from torcfg.descriptions import is_control
+from torcfg.descriptions import LONGEST_SOCKET_PATH, SOCKET_PATH, is_control
 from torcfg.onion_services import is_target
 
 
@@ -60,7 +60,14 @@ def _read_onion_ports(text: str) -> tuple[ServicePort, ...]:
 _CONTROL_PASSWORD: Kind[str] = Kind(_read_control_password, "printable characters", secret=True)
 _PORTS = (
     "ports from 1 to 65535, such as 5223 443, and others with where they lead to, such as "
-    "80=127.0.0.1:8080 or 443=unix:/run/xftpd/onion.sock"
+    "80=127.0.0.1:8080 or 443=unix:/run/xftpd/onion.sock, with "
+    f"{SOCKET_PATH}"
+)
+
+
+_CONTROL = (
+    f"unix:/run/tor/control (a path of at most {LONGEST_SOCKET_PATH} bytes), tcp:127.0.0.1:9051 or "
+    f"such, or {OWN_TOR}"
 )
 
 
@@ -87,7 +94,7 @@ class TorSettings:
     onion: bool = setting(on_off(), False)
     service_directory: Path | None = setting(optional(path_of("a directory")), None)  # noqa: RUF009
     control: str = setting(
-        Kind(_read_control, f"unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or {OWN_TOR}"),
+        Kind(_read_control, _CONTROL),
         "unix:/run/tor/control",
     )
     directory: Path = setting(path_of("a directory"), Path("tor"))  # noqa: RUF009
@@ -132,7 +139,7 @@ def check_tor(
             "tor",
             "most_connections",
             f'"{tor.most_connections}"',
-            "0, unless there is a Unix socket in listen in [server]",
+            "0, unless there is a Unix socket, or an onionservice endpoint, in listen in [server]",
         )
     if tor.service_directory is not None:
         _check_service_of_tor(document, tor, listen, own_socks=own_socks)
@@ -141,7 +148,8 @@ def check_tor(
             "server",
             "listen",
             "nothing that tor can connect to",
-            "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
+            "a tcp endpoint with a port other than 0, where an interface is an IP address, or a "
+            f"unix endpoint with {SOCKET_PATH}, from / on, with onion = on in [tor]",
             "listen",
         )
 

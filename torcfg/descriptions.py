@@ -7,6 +7,7 @@ onionservice:5223+443:key=/var/lib/smpd/onion.key:control=unix\:/run/tor/control
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,23 @@ from typing import Any, Final
 __all__ = [
     "LONGEST_SOCKET_PATH",
     "PREFIX",
+    "SOCKET_PATH",
     "DescriptionError",
     "OnionDescription",
     "endpoint_parts",
     "is_control",
+    "is_socket_path",
 ]
 
 PREFIX: Final = "onionservice"
 """What a description begins with; ``onion`` and ``tor`` are txtorcon's."""
 LONGEST_SOCKET_PATH: Final = 107
 """Bytes of the path of a Unix socket (Linux, unix(7))."""
+SOCKET_PATH: Final = (
+    f"a path of at most {LONGEST_SOCKET_PATH} ASCII characters without spaces, quotation marks "
+    "and commas"
+)
+"""Paths of sockets that tor can be told to connect to."""
 
 
 class DescriptionError(ValueError):
@@ -56,13 +64,25 @@ def endpoint_parts(description: str) -> tuple[str, list[str], dict[str, str]]:
 
 
 def is_control(description: str) -> bool:
-    """Whether it describes a control socket of tor, ``unix:path``, or port, ``tcp:host:port``."""
+    """Whether it describes a control socket of tor, ``unix:path``, or port, ``tcp:host:port``.
+
+    A path has at most `LONGEST_SOCKET_PATH` bytes.
+    """
     kind, arguments, named = endpoint_parts(description)
     if named or "" in arguments or not description.isprintable():
         return False
     if kind == "tcp" and len(arguments) == 2:
         return _number(arguments[1], 1, 65535) is not None
-    return kind == "unix" and len(arguments) == 1
+    if kind != "unix" or len(arguments) != 1:
+        return False
+    return len(os.fsencode(arguments[0])) <= LONGEST_SOCKET_PATH
+
+
+def is_socket_path(path: str) -> bool:
+    """Whether it is what `SOCKET_PATH` says: the control protocol has no words for others."""
+    if not path.isascii() or not path.isprintable() or set(path) & set(' ",'):
+        return False
+    return 0 < len(path) <= LONGEST_SOCKET_PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +129,11 @@ class OnionDescription:
         if "key" not in fields:
             raise DescriptionError(f"no key in an {PREFIX} endpoint", _OPTIONS["key"].allowed)
         key: Path = fields["key"]
-        fields.setdefault("socket", key.with_name(f"{key.name}.sock"))
+        if "socket" not in fields:
+            socket = str(key.with_name(f"{key.name}.sock"))
+            if not is_socket_path(socket):
+                raise DescriptionError(f"socket {socket!r} in an {PREFIX} endpoint", SOCKET_PATH)
+            fields["socket"] = Path(socket)
         return cls(ports, **fields)
 
 
@@ -135,10 +159,14 @@ def _ports(text: str) -> tuple[int, ...] | None:
 
 
 def _path(text: str) -> Path | None:
-    """A path with a name at its end; tor can be told of no others than such."""
+    """A path with a name at its end."""
     path = Path(text)
     good = path.name and text.isprintable() and not set(text) & set(' ",')
     return path if good else None
+
+
+def _socket_path(text: str) -> Path | None:
+    return _path(text) if is_socket_path(text) else None
 
 
 def _yes_no(text: str) -> bool | None:
@@ -149,7 +177,7 @@ _PORTS: Final = "ports from 1 to 65535, each once, such as 5223+443"
 _PATH: Final = "the path of {}, without spaces, quotation marks and commas"
 _OPTIONS: Final = {
     "key": _Option("key", _path, _PATH.format("the onion service's key file")),
-    "socket": _Option("socket", _path, _PATH.format("a Unix socket")),
+    "socket": _Option("socket", _socket_path, SOCKET_PATH),
     "mode": _Option(
         "mode",
         lambda text: int(text, 8) if re.fullmatch(r"[0-7]{3}", text) else None,
@@ -158,7 +186,8 @@ _OPTIONS: Final = {
     "control": _Option(
         "control",
         lambda text: text if is_control(text) else None,
-        r"tor's control socket or port, such as unix\:/run/tor/control or tcp\:127.0.0.1\:9051",
+        r"tor's control socket or port, such as unix\:/run/tor/control or tcp\:127.0.0.1\:9051, "
+        f"with a path of at most {LONGEST_SOCKET_PATH} bytes",
     ),
     "passwordfile": _Option(
         "password_file", _path, _PATH.format("a file with the control port's password")

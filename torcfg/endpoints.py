@@ -28,7 +28,7 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from torcfg.client_files import ClientFiles
-from torcfg.descriptions import LONGEST_SOCKET_PATH, OnionDescription
+from torcfg.descriptions import OnionDescription
 from torcfg.key_files import kept_key, read_password
 from torcfg.onion_services import OnionService, ProofOfWork
 from txsimplex.stale_sockets import make_room
@@ -92,8 +92,6 @@ class OnionEndpoint:
 
 
 def _service(given: OnionDescription, path: Path) -> OnionService:
-    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
-        raise ValueError(f"the path of a Unix socket has at most {LONGEST_SOCKET_PATH} bytes")
     return OnionService(
         tuple((port, f"unix:{path}") for port in given.ports),
         streams=given.streams,

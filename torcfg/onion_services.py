@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from torcfg.client_keys import NOBODY
+from torcfg.descriptions import SOCKET_PATH, is_socket_path
 from torcfg.onion_keys import OnionKey
 
 __all__ = [
@@ -34,7 +35,7 @@ def is_target(text: str) -> bool:
     """Whether tor can connect there: ``unix:/path``, ``127.0.0.1:5223`` or ``[::1]:5223``."""
     kind, _, path = text.partition(":")
     if kind == "unix":
-        return path.startswith("/") and path.isprintable() and not set(path) & set(' ",')
+        return path.startswith("/") and is_socket_path(path)
     found = _ADDRESS.fullmatch(text)
     if found is None or not 0 < int(found["port"]) < 65536:
         return False
@@ -74,7 +75,9 @@ class OnionService:
             if not 0 < port < 65536:
                 raise ValueError(f"{port} is not a port")
             if not is_target(target):
-                raise ValueError("a target is unix: and a path, or an address and a port")
+                raise ValueError(
+                    f"a target is unix: and {SOCKET_PATH}, or an IP address and a port"
+                )
         if not 0 <= self.streams <= _MOST_STREAMS:
             raise ValueError(f"{self.streams} streams are not 0 to {_MOST_STREAMS}")
 

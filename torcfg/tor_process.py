@@ -67,6 +67,9 @@ def torrc(directory: Path, *, socks: bool, single_hop: bool, include: Path | Non
     for each in (path, str(include or "")):
         if not each.isprintable() or set(each) & set(' "#\\'):
             raise ValueError(f"{each!r} has a character that a torrc cannot hold")
+    if not path.isascii():
+        # txtorcon reads where the cookie is as Latin-1, and so does not find it.
+        raise ValueError(f"{path!r} has a character that is not ASCII")
     if len(os.fsencode(f"{path}/control")) > LONGEST_SOCKET_PATH:
         raise ValueError(
             f"the path of tor's directory has more than {LONGEST_SOCKET_PATH - 8} bytes"

@@ -192,9 +192,15 @@ def test_passwords_that_basic_auth_cannot_carry(bad: str) -> None:
 
 PORTS = (
     "ports from 1 to 65535, such as 5223 443, and others with where they lead to, such as "
-    "80=127.0.0.1:8080 or 443=unix:/run/xftpd/onion.sock"
+    "80=127.0.0.1:8080 or 443=unix:/run/xftpd/onion.sock, with a path of at most 107 ASCII "
+    "characters without spaces, quotation marks and commas"
 )
-CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
+CONTROL = "unix:/run/tor/control (a path of at most 107 bytes), tcp:127.0.0.1:9051 or such, or own"
+REACHED_BY_TOR = (
+    "a tcp endpoint with a port other than 0, where an interface is an IP address, or a unix "
+    "endpoint with a path of at most 107 ASCII characters without spaces, quotation marks and "
+    "commas, from / on, with onion = on in [tor]"
+)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +237,7 @@ CONTROL = "unix:/run/tor/control, tcp:127.0.0.1:9051 or such, or own"
         ("tor.control", "9051", CONTROL),
         *(("tor.onion_ports", found, PORTS) for found in ("0", "5223,443", "443=", "443=5223")),
         ("tor.onion_ports", "443=unix:run", PORTS),
+        ("tor.onion_ports", "443=unix:/run/ü", PORTS),
         ("tor.most_streams", "65536", "a whole number from 0 to 65535"),
         ("tor.most_connections", "1000001", "a whole number from 0 to 1000000"),
         ("store.kind", "mysql", "sqlite or postgres or memory"),
@@ -250,6 +257,12 @@ def test_a_value_that_is_not_allowed(key: str, bad: str, allowed: str) -> None:
     assert fault(f"# a comment\n[{section}]\n\n{name} = {bad}\n") == (
         f'smpd.ini, line 4: [{section}] {name}: found "{bad}"; allowed: {allowed}.'
     )
+
+
+def test_a_control_socket_that_cannot_be_connected_to() -> None:
+    path = "unix:/" + 107 * "x"
+    assert fault(f"[tor]\ncontrol = {path}").endswith(f'found "{path[:60]}…"; allowed: {CONTROL}.')
+    assert settings(f"[tor]\ncontrol = {path[:-1]}").tor.control == path[:-1]
 
 
 def test_no_endpoint() -> None:
@@ -682,6 +695,10 @@ def test_what_is_no_socks_proxy(bad: str) -> None:
         ("unix:address=/run/smpd/onion", "unix:/run/smpd/onion"),
         ("tcp:0 tcp:443", "127.0.0.1:443"),
         ("haproxy:tcp:443 haproxy:unix:/run/smpd/tor tcp:5223", "127.0.0.1:5223"),
+        ("unix:/run/ü unix:/run/smpd/onion", "unix:/run/smpd/onion"),
+        ("unix:/" + 107 * "x" + " tcp:443", "127.0.0.1:443"),
+        ("tcp:5223:interface=localhost tcp:443", "127.0.0.1:443"),
+        ("tcp:5223:interface=fe80\\:\\:1%eth0 tcp:443:interface=192.0.2.7", "192.0.2.7:443"),
     ],
 )
 def test_where_tor_connects_to(listen: str, target: str) -> None:
@@ -691,12 +708,16 @@ def test_where_tor_connects_to(listen: str, target: str) -> None:
 
 @pytest.mark.parametrize(
     "listen",
-    ["tcp:0", "unix:onion", "systemd:domain=INET:index=0", "haproxy:unix:/run/s haproxy:tcp:443"],
+    [
+        *("tcp:0", "unix:onion", "unix:/run/ü", "unix:/" + 107 * "x"),
+        *("systemd:domain=INET:index=0", "haproxy:unix:/run/s haproxy:tcp:443"),
+        *("tcp:5223:interface=localhost", "tcp:5223:interface=fe80\\:\\:1%eth0"),
+    ],
 )
 def test_an_onion_service_of_what_tor_cannot_connect_to(listen: str) -> None:
     assert fault(f"[tor]\nonion = on\n[server]\nlisten = {listen}") == (
-        "smpd.ini, line 4: [server] listen: found nothing that tor can connect to; allowed: a tcp "
-        "endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]."
+        "smpd.ini, line 4: [server] listen: found nothing that tor can connect to; allowed: "
+        f"{REACHED_BY_TOR}."
     )
     assert settings(f"[server]\nlisten = {listen}").tor.onion is False
 
@@ -740,10 +761,22 @@ ONION = "onionservice:5223:key=/srv/onion.key"
             "a key that no other onion service of the relay has",
         ),
         (
+            f"{ONION}:socket=/run/ü",
+            "",
+            "socket '/run/ü' in an onionservice endpoint",
+            "a path of at most 107 ASCII characters without spaces, quotation marks and commas",
+        ),
+        (
+            f"haproxy:{ONION}",
+            "",
+            f'"haproxy:{ONION}"',
+            "onionservice without haproxy:, since tor writes no PROXY header for it",
+        ),
+        (
             ONION,
             "[tor]\nonion = on",
             "nothing that tor can connect to",
-            "a tcp endpoint with a port other than 0, or a unix endpoint, with onion = on in [tor]",
+            REACHED_BY_TOR,
         ),
     ],
 )
@@ -822,9 +855,9 @@ def test_a_limit_for_unix_sockets_that_are_not_there() -> None:
     for listen in ("tcp:5223", "haproxy:tcp:5223", "systemd:domain=INET:index=0"):
         assert fault(f"[server]\nlisten = {listen}\n[tor]\nmost_connections = 7") == (
             'smpd.ini, line 4: [tor] most_connections: found "7"; allowed: 0, unless there is a '
-            "Unix socket in listen in [server]."
+            "Unix socket, or an onionservice endpoint, in listen in [server]."
         )
-    for listen in ("tcp:1 unix:a", "haproxy:unix:a", "systemd:domain=UNIX:index=0"):
+    for listen in ("tcp:1 unix:a", "haproxy:unix:a", "systemd:domain=UNIX:index=0", ONION):
         given = settings(f"[server]\nlisten = {listen}\n[tor]\nmost_connections = 7")
         assert given.tor.most_connections == 7
 

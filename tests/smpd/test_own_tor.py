@@ -87,9 +87,19 @@ def test_tor_is_not_installed(
 
 
 @pytest.mark.usefixtures("tor_is_installed")
-def test_a_directory_that_a_torrc_cannot_hold() -> None:
-    with pytest.raises(CredentialsError, match="cannot run its own tor"):
-        own_tor(settings(PROXY + "[tor]\ndirectory = /my tor\n"), MemoryReactorClock())
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("directory = /my tor", "'/my tor' has a character that a torrc cannot hold"),
+        ("directory = /srv/ü", "'/srv/ü' has a character that is not ASCII"),
+        ("include = /my lines", "'/my lines' has a character that a torrc cannot hold"),
+        (f"directory = /{99 * 'x'}", "the path of tor's directory has more than 99 bytes"),
+    ],
+)
+def test_paths_that_a_tor_of_its_own_cannot_have(line: str, says: str) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        own_tor(settings(f"{PROXY}[tor]\n{line}\n"), MemoryReactorClock())
+    assert str(caught.value) == f"the relay cannot run its own tor: {says}"
 
 
 @pytest.mark.usefixtures("tor_is_installed")

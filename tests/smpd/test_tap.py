@@ -389,8 +389,12 @@ def test_an_onion_service_whose_key_cannot_be_used_ends_the_start(directory: Pat
 def onion_socket(directory: Path, kind: str, more: str = "") -> Path:
     """The path of a Unix socket that a relay in this directory is to listen on."""
     path = directory / "onion.sock"
+    listen = f"{kind}:{path}:mode=600"
+    if kind == "onionservice":
+        control = f"unix\\:{directory}/no-tor"
+        listen = f"{kind}:443:key={directory}/onion.key:socket={path}:control={control}"
     (directory / "smpd.ini").write_text(
-        f"[server]\nlisten = {kind}:{path}:mode=600 {more}\n[tor]\nmost_connections = 2\n"
+        f"[server]\nlisten = {listen} {more}\naddress_port = 443\n[tor]\nmost_connections = 2\n"
     )
     return path
 
@@ -417,7 +421,7 @@ def is_closed(client: socket.socket) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kind", ["unix", "haproxy:unix"])
+@pytest.mark.parametrize("kind", ["unix", "haproxy:unix", "onionservice"])
 @in_reactor
 async def test_so_many_connections_come_through_a_unix_socket(directory: Path, kind: str) -> None:
     """Of one more nothing is left but to go; others still get in, and so does the next."""

@@ -18,7 +18,11 @@ from torcfg.descriptions import (
 )
 from torcfg.endpoints import OnionEndpoint
 
-CONTROL = r"tor's control socket or port, such as unix\:/run/tor/control or tcp\:127.0.0.1\:9051"
+CONTROL = (
+    r"tor's control socket or port, such as unix\:/run/tor/control or tcp\:127.0.0.1\:9051, with a "
+    "path of at most 107 bytes"
+)
+SOCKET = "a path of at most 107 ASCII characters without spaces, quotation marks and commas"
 PORTS = "ports from 1 to 65535, each once, such as 5223+443"
 
 
@@ -54,12 +58,15 @@ def test_everything_that_can_be_said() -> None:
     assert read("80:key=k:pow=no:singlehop=no") == read("80:key=k")
 
 
-names = st.text(
-    st.characters(min_codepoint=33, max_codepoint=0x24F, blacklist_characters='/",'), min_size=1
-)
-paths = names.filter(lambda name: name.isprintable() and name not in (".", "..")).map(
-    lambda name: Path("/srv") / name
-)
+def names(last: int) -> st.SearchStrategy[str]:
+    characters = st.characters(min_codepoint=33, max_codepoint=last, blacklist_characters='/",')
+    return st.text(characters, min_size=1, max_size=40).filter(
+        lambda name: name.isprintable() and name not in (".", "..")
+    )
+
+
+paths = names(0x24F).map(lambda name: Path("/srv") / name)
+sockets = names(0x7E).map(lambda name: Path("/srv") / name)
 controls = st.one_of(
     paths.map(lambda path: f"unix:{quoteStringArgument(str(path))}".replace("=", "\\=")),
     st.integers(1, 65535).map(lambda port: f"tcp:127.0.0.1:{port}"),
@@ -68,7 +75,7 @@ descriptions = st.builds(
     OnionDescription,
     st.lists(st.integers(1, 65535), min_size=1, max_size=4, unique=True).map(tuple),
     paths,
-    paths,
+    sockets,
     st.integers(0, 0o777),
     controls,
     st.none() | paths,
@@ -143,6 +150,28 @@ def test_paths_that_tor_cannot_be_told_of(name: str, path: str) -> None:
         read(f"80:key=/k:{name}={path}")
 
 
+@pytest.mark.parametrize("path", ["/srv/ü", "/srv/" + 103 * "x"])
+def test_sockets_that_tor_cannot_be_told_of(path: str) -> None:
+    """Nor can it be told of one beside a key with such a name, which by itself is good."""
+    with pytest.raises(DescriptionError) as caught:
+        read(f"80:key=/k:socket={path}")
+    assert str(caught.value) == (
+        f"found socket {path!r} in an onionservice endpoint; allowed: {SOCKET}"
+    )
+    with pytest.raises(DescriptionError) as caught:
+        read(f"80:key={path}")
+    assert str(caught.value) == (
+        f"found socket '{path}.sock' in an onionservice endpoint; allowed: {SOCKET}"
+    )
+    assert read(f"80:key={path}:socket=/s").key == Path(path)
+
+
+def test_the_longest_path_of_a_socket() -> None:
+    path = "/" + 106 * "x"
+    assert read(f"80:key=/k:socket={path}").socket == Path(path)
+    assert is_control(f"unix:{path}")
+
+
 @pytest.mark.parametrize("name", ["reactor", "self", "", "arguments"])
 def test_names_of_python_are_no_arguments(name: str) -> None:
     with pytest.raises(ValueError, match=f"^found '{name}' in an onionservice endpoint"):
@@ -162,6 +191,9 @@ def test_names_of_python_are_no_arguments(name: str) -> None:
         ("unix:", False),
         ("unix:/a:timeout=x", False),
         ("unix:/a\0", False),
+        ("unix:/" + 107 * "x", False),
+        ("unix:/" + 53 * "ü", True),
+        ("unix:/" + 54 * "ü", False),
         ("ssl:localhost:9051", False),
         ("9051", False),
         ("", False),

@@ -13,6 +13,7 @@ from torcfg.onion_services import (
     ProofOfWork,
     add_onion,
     delete_onion,
+    is_target,
     rendezvous_circuits,
 )
 
@@ -70,6 +71,12 @@ def test_the_circuits_of_its_clients() -> None:
     assert list(rendezvous_circuits("circuit-status=", KEY)) == []
 
 
+def test_the_longest_path_of_a_socket() -> None:
+    target = "unix:/" + 106 * "x"
+    assert is_target(target)
+    assert add_onion(OnionService(((80, target),)), KEY).endswith(f" Port=80,{target}")
+
+
 def test_taking_it_back() -> None:
     assert f"{delete_onion(KEY)}.onion" == f"DEL_ONION {KEY.address}"
 
@@ -93,6 +100,8 @@ def test_taking_it_back() -> None:
         (((443, "127.0.0.256:1"),), 0, "a target is"),
         (((443, "[::1%lo]:1"),), 0, "a target is"),
         (((443, "::1:1"),), 0, "a target is"),
+        (((443, "unix:/ü"),), 0, "a target is unix: and a path of at most 107 ASCII characters"),
+        (((443, "unix:/" + 107 * "x"),), 0, "a target is"),
         (((443, "unix:/x"),), -1, "-1 streams"),
         (((443, "unix:/x"),), 65536, "65536 streams"),
     ],
