@@ -20,11 +20,13 @@ from smpd.ctl.address import print_qr_code
 from smpd.ctl.certificate import ALGORITHMS, add_algorithm_to, common_name, start_of_validity
 from smpd.ctl.errors import CommandError, UsageError
 from smpd.endpoints import OWN_TOR, onion_endpoints
-from smpd.ini import ConfigurationError, Refused, filled_in, kind_of
+from smpd.ini import ConfigurationError, Refused, filled_in, kind_of, quoted
 from smpd.onion import onion_hosts, read_key_file
-from torcfg.descriptions import LONGEST_SOCKET_PATH
+from smpd.tor_settings import TorSettings
+from torcfg.descriptions import SOCKET_PATH
 from torcfg.onion_keys import OnionKey
 from torcfg.onion_services import is_target
+from torcfg.tor_process import torrc
 from txsimplex.addresses import DEFAULT_SMP_PORT, Host
 from txsimplex.certificates import fingerprint
 from txsimplex.issuing import make_authority, make_online
@@ -37,6 +39,8 @@ TEMPLATE = "smpd.ini"
 _PASSWORD_SIZE = 24
 """Random bytes of a password made here."""
 _LISTEN = f"tcp:{DEFAULT_SMP_PORT}"
+_SOCKET = "onion.sock"
+_NOT_THERE = "no onion service can be in that directory"
 
 _EXAMPLES = """\
 examples:
@@ -127,8 +131,10 @@ def _init(arguments: argparse.Namespace) -> None:
     onion = arguments.onion or onion_endpoints(" ".join(listen or ()).split())
     if not hosts and not onion:
         raise UsageError("init: a relay needs a --host, or --onion")
+    if arguments.onion:
+        _check_own_tor(directory.absolute())
     if arguments.onion and not listen:
-        listen = _listen_for_tor(directory.absolute() / "onion.sock", alone=not hosts)
+        listen = [*([_LISTEN] if hosts else []), _listen_for_tor(directory.absolute() / _SOCKET)]
     text = _configuration(hosts, listen, password, onion=arguments.onion)
     try:
         settings = parse(text, str(configuration), directory)
@@ -146,16 +152,25 @@ def _init(arguments: argparse.Namespace) -> None:
     _report(settings, list(contents), qr=not arguments.no_qr)
 
 
-def _listen_for_tor(socket: Path, *, alone: bool) -> list[str]:
-    """Where a relay listens for tor, too: by a socket its connections are told apart from others.
+def _check_own_tor(directory: Path) -> None:
+    """Raises `CommandError` where a relay in a directory could not run a tor."""
+    try:
+        torrc(directory / TorSettings().directory, socks=True, single_hop=False)
+    except ValueError as error:
+        raise CommandError(f"{_NOT_THERE}: {error}") from None
 
-    Where none can be, and it is not `alone`, tor connects to the port of all others.
+
+def _listen_for_tor(socket: Path) -> str:
+    """Where tor connects to: by a socket its connections are told apart from others.
+
+    Raises `CommandError` where tor could not be told of it.
     """
-    unix = f"unix:{quoteStringArgument(str(socket))}:mode=600"
-    if alone:
-        return [unix]
-    fits = is_target(f"unix:{socket}") and len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH
-    return [_LISTEN, unix] if fits else [_LISTEN]
+    if not is_target(f"unix:{socket}"):
+        found = quoted(str(socket))
+        raise CommandError(f"{_NOT_THERE}: found {found}; allowed: {SOCKET_PATH}")
+    # quoteStringArgument leaves out what stands between a name and its value.
+    path = quoteStringArgument(str(socket)).replace("=", r"\=")
+    return f"unix:{path}:mode=600"
 
 
 def _configuration(

@@ -12,6 +12,7 @@ from smpd.config import load
 from smpd.endpoints import onion_target
 from smpd.onion import onion_host
 from smpd.proxying import exposure
+from smpd.tap import Options, RelayService, makeService
 from torcfg.onion_keys import OnionKey
 from txsimplex.addresses import ServerAddress
 
@@ -119,7 +120,7 @@ def test_a_key_for_everybody_to_read(relay: Relay) -> None:
 def test_a_relay_that_is_made_as_an_onion_service(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str | None
 ) -> None:
-    directory = tmp_path / "a:relay"
+    directory = tmp_path / "a:relay=x"
     hosts = [] if host is None else ["--host", host]
     command = ["init", "--directory", str(directory), "--onion", "--no-qr"]
     assert ctl.run([*command, *hosts]) == 0
@@ -131,7 +132,7 @@ def test_a_relay_that_is_made_as_an_onion_service(
     assert (settings.proxy.socks_proxy, settings.proxy.socks_mode) == ("own", mode)
     assert exposure(settings) is None
     name = stored(directory / "onion.key").address
-    socket = f"unix:{tmp_path}/a\\:relay/onion.sock:mode=600"
+    socket = f"unix:{tmp_path}/a\\:relay\\=x/onion.sock:mode=600"
     assert settings.server.listen == ((socket,) if host is None else ("tcp:5223", socket))
     assert onion_target(settings.server.listen) == f"unix:{directory}/onion.sock"
     (line,) = (line for line in printed.splitlines() if line.startswith("Address:"))
@@ -141,15 +142,54 @@ def test_a_relay_that_is_made_as_an_onion_service(
     assert capsys.readouterr().out == f"{address}\n"
 
 
-@pytest.mark.parametrize("name", ["with spaces", 5 * "very-long-name-"])
-def test_a_relay_beside_other_hosts_where_there_can_be_no_socket(
+@pytest.mark.parametrize("hosts", [(), ("--host", "a.example")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("sp ace", "'{}/tor' has a character that a torrc "),
+        ("n\new", "'"),
+        ('"', "'{}/tor' has a character that a torrc cannot"),
+        ("ü", "'{}/tor' has a character that is not ASCII\n"),
+        (100 * "x", "the path of tor's directory has more "),
+        ("a,b", 'found "{}/onion.sock"; allowed: a path of '),
+    ],
+)
+def test_a_directory_in_which_no_onion_service_can_be(
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    says: str,
+    hosts: tuple[str, ...],
+) -> None:
+    """Tor could not be told where it is; nothing is made."""
+    directory = tmp_path_factory.mktemp("x") / name
+    assert ctl.run(["init", "--directory", str(directory), "--onion", *hosts]) == 1
+    out, complaint = capsys.readouterr()
+    assert out == ""
+    assert complaint.startswith(
+        f"smpctl: no onion service can be in that directory: {says.format(directory)}"
+    )
+    assert complaint.count("\n") == 1
+    assert not directory.exists()
+
+
+def test_a_socket_of_its_own_is_needed_only_where_tor_connects_to_it(tmp_path: Path) -> None:
+    directory = tmp_path / "a,b"
+    command = ["init", "--directory", str(directory), "--onion", "--listen", "tcp:443", "--no-qr"]
+    assert ctl.run(command) == 0
+    assert load(directory / "smpd.ini").server.listen == ("tcp:443",)
+
+
+@pytest.mark.parametrize("name", ["sp ace", "ü", '"', "a=b,c:d", 100 * "x"])
+def test_a_directory_is_any_where_tor_need_not_know_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    directory = tmp_path / name / "relay-of-a-directory"
-    directory.mkdir(parents=True)
-    command = ["init", "--directory", str(directory), "--onion", "--host", "a.example", "--no-qr"]
-    assert ctl.run(command) == 0
-    assert load(directory / "smpd.ini").server.listen == ("tcp:5223",)
+    directory = tmp_path / name
+    command = ["--directory", str(directory), "--host", "a.example", "--no-qr"]
+    assert ctl.run(["init", *command]) == 0
+    options = Options()
+    options.parseOptions(["--config", str(directory / "smpd.ini")])
+    assert isinstance(makeService(options), RelayService)
 
 
 @pytest.mark.parametrize("there", [False, True])
