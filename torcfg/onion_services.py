@@ -27,7 +27,9 @@ __all__ = [
 _MOST_STREAMS: Final = 65535
 _ADDRESS: Final = re.compile(r"(\[(?P<six>[^]%]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})")
 _RENDEZVOUS: Final = re.compile(
-    r"(?m)^(?P<circuit>\w+) .*\bPURPOSE=HS_SERVICE_REND\b.*\bREND_QUERY=(?P<name>\w+)"
+    # A single circuit stands behind the name of what was asked for.
+    r"(?m)^(?:circuit-status=)?(?P<circuit>\w+) "
+    r".*\bPURPOSE=HS_SERVICE_REND\b.*\bREND_QUERY=(?P<name>\w+)"
 )
 
 

@@ -71,6 +71,15 @@ def test_the_circuits_of_its_clients() -> None:
     assert list(rendezvous_circuits("circuit-status=", KEY)) == []
 
 
+def test_the_only_circuit_there_is() -> None:
+    """Tor answers on one line then."""
+    name, other = (KEY.address[:-6], OnionKey.generate(os.urandom).address[:-6])
+    line = "circuit-status=7 BUILT $7D5A~a PURPOSE={} HS_STATE=HSSR_JOINED REND_QUERY={}"
+    assert list(rendezvous_circuits(line.format("HS_SERVICE_REND", name), KEY)) == ["7"]
+    assert list(rendezvous_circuits(line.format("HS_SERVICE_INTRO", name), KEY)) == []
+    assert list(rendezvous_circuits(line.format("HS_SERVICE_REND", other), KEY)) == []
+
+
 def test_the_longest_path_of_a_socket() -> None:
     target = "unix:/" + 106 * "x"
     assert is_target(target)
