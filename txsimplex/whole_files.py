@@ -1,11 +1,13 @@
 """Files that are there whole or not at all, also after a crash.
 
-Each is written under another name, synced, and only then given its own. What root makes in
-somebody else's directory is his, as all that is in it: he may be the user that the relay runs as.
+Each is written under another name, synced, and only then given its own (but see `create`). What
+root makes in somebody else's directory is his, as all that is in it: he may be the user that the
+relay runs as.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -16,6 +18,8 @@ __all__ = ["PRIVATE", "PUBLIC", "create", "make_directory", "replace", "sync_dir
 PRIVATE = 0o600
 PUBLIC = 0o644
 _DIRECTORY = 0o700
+_NO_HARD_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS))
+"""What a file system without them answers."""
 
 
 def make_directory(path: Path) -> None:
@@ -30,6 +34,8 @@ def make_directory(path: Path) -> None:
 def create(path: Path, data: bytes, mode: int) -> None:
     """Write a file that is not there yet.
 
+    Where the file system has no hard links, as FAT, a crash may leave a part of it.
+
     :raises FileExistsError: it is.
     """
     temporary = _write_temporary(path, data, mode)
@@ -37,6 +43,10 @@ def create(path: Path, data: bytes, mode: int) -> None:
         _give_to_owner_of(path.parent, temporary)
         # Unlike a rename, a link never takes the place of a file.
         path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _write_in_place(path, data, mode)
     finally:
         temporary.unlink()
     sync_directory(path.parent)
@@ -71,15 +81,30 @@ def _write_temporary(path: Path, data: bytes, mode: int) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+        _write(descriptor, data, mode)
     except BaseException:
         temporary.unlink()
         raise
     return temporary
+
+
+def _write_in_place(path: Path, data: bytes, mode: int) -> None:
+    # Like the temporary file, nobody else can read it before it is whole.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+    try:
+        _write(descriptor, data, mode)
+        _give_to_owner_of(path.parent, path)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _write(descriptor: int, data: bytes, mode: int) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        os.fsync(file.fileno())
 
 
 def _give_to_owner_of(directory: Path, made: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -53,6 +54,88 @@ class TestCreate:
             create(tmp_path / "key", b"new", PRIVATE)
         assert (tmp_path / "key").read_bytes() == b"old"
         assert names(tmp_path) == ["key"]
+
+
+class TestCreateWithoutHardLinks:
+    """On FAT and its like, as sticks have it."""
+
+    @pytest.fixture(autouse=True, params=[errno.EPERM, errno.EOPNOTSUPP])
+    def no_links(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        number: int = request.param
+
+        def link(source: object, target: object, **options: bool) -> None:
+            # On a real one, too, the name that is taken is seen first.
+            if os.path.lexists(str(target)):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "link", link)
+
+    @pytest.mark.parametrize("umask", [0, 0o077])
+    @pytest.mark.parametrize("wanted", [PRIVATE, PUBLIC])
+    def test_content_and_mode(self, tmp_path: Path, umask: int, wanted: int) -> None:
+        before = os.umask(umask)
+        try:
+            create(tmp_path / "key", b"secret", wanted)
+        finally:
+            os.umask(before)
+        assert (tmp_path / "key").read_bytes() == b"secret"
+        assert mode(tmp_path / "key") == wanted
+        assert names(tmp_path) == ["key"]
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_never_overwrites(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, late: bool
+    ) -> None:
+        """Nor what is made between the two attempts."""
+        path = tmp_path / "key"
+        path.write_bytes(b"old")
+        if late:
+
+            def link(source: object, target: object, **options: bool) -> None:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+            monkeypatch.setattr(os, "link", link)
+        with pytest.raises(FileExistsError):
+            create(path, b"new", PRIVATE)
+        assert path.read_bytes() == b"old"
+        assert names(tmp_path) == ["key"]
+
+    def test_content_is_synced_and_so_is_the_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+
+        def fsync(descriptor: int) -> None:
+            synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        create(tmp_path / "key", b"secret", PRIVATE)
+        assert synced[-2:] == ["key", tmp_path.name]
+
+    def test_a_failure_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fsync(descriptor: int) -> None:
+            if Path(f"/proc/self/fd/{descriptor}").readlink().name == "key":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space left"):
+            create(tmp_path / "key", b"secret", PRIVATE)
+        assert names(tmp_path) == []
+
+
+def test_other_failures_to_link_are_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: object, target: object, **options: bool) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        create(tmp_path / "key", b"secret", PRIVATE)
+    assert names(tmp_path) == []
 
 
 class TestReplace:
