@@ -25,9 +25,9 @@ from txsimplex.addresses import Host
 P = ParamSpec("P")
 
 
-def read_onion_key(settings: Settings) -> OnionKey:
-    """The key of the onion service. Raises `CredentialsError`."""
-    return _usable(read_private_key, settings.tor.onion_key)
+def read_onion_key(path: Path) -> OnionKey:
+    """The key of one of the relay's onion services. Raises `CredentialsError`."""
+    return _usable(read_private_key, path)
 
 
 def read_key_file(path: Path) -> OnionKey:
@@ -54,7 +54,7 @@ def onion_host(settings: Settings) -> Host | None:
         return None
     if tor.service_directory is not None:
         return Host.parse(name_of_service(tor.service_directory))
-    return Host.parse(read_onion_key(settings).address)
+    return Host.parse(read_onion_key(tor.onion_key).address)
 
 
 def name_of_service(directory: Path) -> str:
@@ -75,8 +75,27 @@ def name_of_service(directory: Path) -> str:
 def onion_hosts(settings: Settings) -> list[Host]:
     """The hosts of all onion services, those of endpoints last. Raises `CredentialsError`."""
     own = onion_host(settings)
-    keys = [_usable(read_private_key, each.key) for each in onion_endpoints(settings.server.listen)]
+    keys = [read_onion_key(each.key) for each in onion_endpoints(settings.server.listen)]
     return [*([] if own is None else [own]), *(Host.parse(key.address) for key in keys)]
+
+
+class KeyOfService(NamedTuple):
+    """The key of one of the relay's onion services, in a file."""
+
+    path: Path
+
+    @property
+    def address(self) -> str:
+        """The name of the onion service. Raises `CredentialsError`."""
+        return read_onion_key(self.path).address
+
+
+def keys_of_services(settings: Settings) -> list[KeyOfService]:
+    """Of each onion service but those that are tor's own."""
+    tor = settings.tor
+    own = [tor.onion_key] if tor.onion and tor.service_directory is None else []
+    endpoints = [each.key for each in onion_endpoints(settings.server.listen)]
+    return [KeyOfService(path) for path in own + endpoints]
 
 
 class ClientsOfService(NamedTuple):
@@ -88,7 +107,7 @@ class ClientsOfService(NamedTuple):
     @property
     def address(self) -> str:
         """The name of the onion service. Raises `CredentialsError`."""
-        return _usable(read_private_key, self.key).address
+        return read_onion_key(self.key).address
 
 
 def clients_of_services(settings: Settings) -> list[ClientsOfService]:

@@ -11,12 +11,13 @@ from smpd.config import Settings, load
 from smpd.ctl.actions import Action, add_actions
 from smpd.ctl.errors import CommandError
 from smpd.ctl.running import NotRunning, ask, control_socket
+from smpd.ctl.services import add_service, chosen
 from smpd.ctl.status import state_of
 from smpd.endpoints import onion_endpoints
 from smpd.onion import ClientsOfService, clients_of_services
 from torcfg.client_files import MOST_CLIENTS
 from torcfg.client_keys import ClientKey, is_client_name, read_public
-from torcfg.onion_keys import KeyFileError, is_onion_address
+from torcfg.onion_keys import KeyFileError
 
 _EXAMPLES = """\
 examples:
@@ -52,22 +53,6 @@ def _add_key(action: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_service(action: argparse.ArgumentParser) -> None:
-    action.add_argument(
-        "--service",
-        type=_onion_name,
-        metavar="ONION",
-        help="which onion service, by its name; needed where the relay has several",
-    )
-
-
-def _onion_name(text: str) -> str:
-    name = text.removesuffix(".onion") + ".onion"
-    if not is_onion_address(name):
-        raise argparse.ArgumentTypeError("allowed: the name of an onion service, as in the address")
-    return name
-
-
 def _name(text: str) -> str:
     if not is_client_name(text):
         raise argparse.ArgumentTypeError(
@@ -88,17 +73,9 @@ def _clients(settings: Settings, name: str | None) -> ClientsOfService:
 
     Raises `CommandError` where there is no onion service that they could be for.
     """
-    found = clients_of_services(settings)
-    if name is not None:
-        for each in found:
-            if each.address == name:
-                return each
-        raise CommandError(f"the relay has no onion service {name} that clients can be named for")
-    if len(found) > 1:
-        names = ", ".join(each.address for each in found)
-        raise CommandError(f"say with --service which onion service: {names}")
-    if found:
-        return found[0]
+    found = chosen(clients_of_services(settings), name, "that clients can be named for")
+    if found is not None:
+        return found
     if settings.tor.onion:
         raise CommandError(
             "the onion service is tor's own, and its clients are in authorized_clients in "
@@ -200,14 +177,14 @@ _ACTIONS: Final = (
         "takes the public key of a client that has made one. With the first one, all others are "
         "shut out.",
         "alice",
-        [_add_name, _add_key, _add_service],
+        [_add_name, _add_key, add_service],
     ),
     Action(
         "list",
         _list,
         "list them",
         "Lists the clients with their public keys.",
-        arguments=[_add_service],
+        arguments=[add_service],
     ),
     Action(
         "remove",
@@ -216,13 +193,13 @@ _ACTIONS: Final = (
         "Lets a client in no more. All connections by Tor are closed; those of others come back. "
         "When the last one is removed, nobody may connect.",
         "alice",
-        [_add_name, _add_service],
+        [_add_name, add_service],
     ),
     Action(
         "open",
         _open,
         "let everybody in",
         "Removes all clients, and lets everybody in.",
-        arguments=[_add_service],
+        arguments=[add_service],
     ),
 )

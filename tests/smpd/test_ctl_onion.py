@@ -13,6 +13,7 @@ from smpd.endpoints import onion_target
 from smpd.onion import onion_host
 from smpd.proxying import exposure
 from smpd.tap import Options, RelayService, makeService
+from torcfg.key_files import kept_key
 from torcfg.onion_keys import OnionKey
 from txsimplex.addresses import ServerAddress
 
@@ -219,6 +220,114 @@ def test_a_relay_that_nobody_can_reach(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(tmp_path.iterdir()) == []
 
 
+OFF = "[tor] onion is off: the relay does not use the key in {}."
+
+
+class TestNoServiceInTor:
+    """[tor] onion is off."""
+
+    @pytest.fixture
+    def off(self, relay: Relay) -> Relay:
+        (relay.directory / "smpd.ini").write_text("")
+        return relay
+
+    @pytest.fixture
+    def endpoint(self, off: Relay) -> Path:
+        """The key file of an endpoint, which is not there yet."""
+        key = off.directory / "end.key"
+        text = f"[server]\nlisten = onionservice:5223:key={key}\n"
+        (off.directory / "smpd.ini").write_text(text)
+        return key
+
+    def test_there_is_none(self, off: Relay, tmp_path: Path) -> None:
+        """No start would make a key."""
+        says = "smpctl: the relay is no onion service: [tor] onion is off\n"
+        for arguments in (("show",), ("rotate",), ("backup", tmp_path / "saved")):
+            assert off(*arguments) == (1, "", says)
+        (off.directory / "smpd.ini").write_text("[tor]\nservice_directory = hs\n")
+        assert off("show") == (1, "", says)
+
+    def test_a_key_can_be_prepared(self, off: Relay, tmp_path: Path) -> None:
+        note = OFF.format(off.key) + "\n"
+        status, name, said = off("new")
+        assert (status, said) == (0, note)
+        assert name == f"{stored(off.key).address}\n"
+        assert off("show") == (0, name, note)
+        assert off("backup", tmp_path / "saved") == (0, name, note)
+        off.key.unlink()
+        assert off("restore", tmp_path / "saved") == (0, name, note)
+        status, changed, said = off("rotate")
+        assert (status, said) == (0, note)
+        assert changed != name
+
+    def test_the_first_start_makes_that_of_an_endpoint(
+        self, off: Relay, endpoint: Path, tmp_path: Path
+    ) -> None:
+        says = f"smpctl: {endpoint} is not there: the first start makes it\n"
+        for arguments in (("show",), ("rotate",), ("backup", tmp_path / "saved")):
+            assert off(*arguments) == (1, "", says)
+
+    def test_that_of_an_endpoint(self, off: Relay, endpoint: Path, tmp_path: Path) -> None:
+        key = kept_key(endpoint, os.urandom)
+        name = f"{key.address}\n"
+        assert off("show") == (0, name, "")
+        assert off("backup", tmp_path / "saved") == (0, name, "")
+        assert stored(tmp_path / "saved") == key
+        status, changed, said = off("rotate")
+        assert (status, said) == (0, "")
+        assert changed == f"{stored(endpoint).address}\n" != name
+        assert stored(tmp_path / f"end.key.{key.address[:8]}") == key
+        assert not off.key.exists()
+
+    def test_a_key_that_is_not_the_endpoints(
+        self, off: Relay, endpoint: Path, tmp_path: Path
+    ) -> None:
+        note = f"{OFF.format(off.key)} That of its onionservice endpoint is in {endpoint}.\n"
+        status, name, said = off("new")
+        assert (status, said) == (0, note)
+        assert off("restore", off.key) == (0, name, note)
+        assert not endpoint.exists()
+
+    def test_an_endpoint_with_the_key_that_a_service_in_tor_would_have(self, off: Relay) -> None:
+        text = f"[server]\nlisten = onionservice:5223:key={off.key}\n"
+        (off.directory / "smpd.ini").write_text(text)
+        status, name, said = off("new")
+        assert (status, said) == (0, "")
+        assert off("show") == (0, name, "")
+
+
+class TestSeveralServices:
+    """One in [tor], and one by an endpoint."""
+
+    @pytest.fixture
+    def keys(self, relay: Relay, tmp_path: Path) -> tuple[OnionKey, OnionKey]:
+        """That in [tor], and that of the endpoint."""
+        text = f"[server]\nlisten = tcp:5223 onionservice:5223:key={tmp_path}/end.key\n"
+        (tmp_path / "smpd.ini").write_text(f"[tor]\nonion = on\n{text}")
+        return kept_key(relay.key, os.urandom), kept_key(tmp_path / "end.key", os.urandom)
+
+    def test_their_names(self, relay: Relay, keys: tuple[OnionKey, OnionKey]) -> None:
+        assert relay("show") == (0, "".join(f"{key.address}\n" for key in keys), "")
+
+    def test_which_one_is_meant(
+        self, relay: Relay, keys: tuple[OnionKey, OnionKey], tmp_path: Path
+    ) -> None:
+        own, other = (key.address for key in keys)
+        says = f"smpctl: say with --service which onion service: {own}, {other}\n"
+        saved = tmp_path / "saved"
+        assert relay("backup", saved) == relay("rotate") == (1, "", says)
+        stranger = OnionKey.generate(os.urandom).address
+        says = f"smpctl: the relay has no onion service {stranger} whose key it has\n"
+        assert relay("backup", saved, "--service", stranger) == (1, "", says)
+        assert not saved.exists()
+        name = other.removesuffix(".onion")
+        assert relay("backup", saved, "--service", name) == (0, f"{other}\n", "")
+        assert stored(saved) == keys[1]
+        assert relay("rotate", "--service", own)[0] == 0
+        assert stored(tmp_path / f"onion.key.{own[:8]}") == keys[0]
+        assert stored(tmp_path / "end.key") == keys[1]
+
+
 class TestServiceInTorrc:
     """Whose key the relay does not have."""
 
@@ -247,6 +356,16 @@ class TestServiceInTorrc:
         for arguments in (("new",), ("rotate",), ("backup", saved), ("restore", saved)):
             assert relay(*arguments) == (1, "", says)
         assert not relay.key.exists()
+
+    def test_beside_an_endpoint(self, relay: Relay, service: Path, tmp_path: Path) -> None:
+        """The key of that is the only one that the relay has."""
+        (service / "hostname").write_text(OnionKey.generate(os.urandom).address)
+        with (tmp_path / "smpd.ini").open("a") as file:
+            file.write(f"[server]\nlisten = tcp:1 onionservice:1:key={tmp_path}/end.key\n")
+        key = kept_key(tmp_path / "end.key", os.urandom)
+        name = (service / "hostname").read_text()
+        assert relay("show") == (0, f"{name}\n{key.address}\n", "")
+        assert relay("backup", tmp_path / "saved") == (0, f"{key.address}\n", "")
 
     @pytest.mark.parametrize(
         "content", [b"", b"example.onion", b"a" * 56 + b".onion", b"\xff" * 56 + b".onion"]
