@@ -33,6 +33,8 @@ def endpoint(description: str) -> str:
             raise Refused((quoted(description), allowed))
         _check_onion(arguments, named)
         return description
+    if f"{kind}:" == _PROXIED:
+        raise Refused((quoted(description), f"{_PROXIED} once"))
     if kind in ("ssl", "tls"):
         raise Refused((quoted(description), "tcp instead, since the relay does TLS itself"))
     if not kind or not (arguments or named) or "" in (*arguments, *named, *named.values()):

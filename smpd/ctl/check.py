@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
 from smpd.ctl.errors import CommandError
+from torcfg.descriptions import LONGEST_SOCKET_PATH
 from txsimplex.addresses import (
     DEFAULT_SMP_PORT,
     HostMode,
@@ -71,6 +73,10 @@ def _address(text: str) -> ServerAddress:
 
 def _socks(text: str) -> Socks:
     if "/" in text:
+        if len(os.fsencode(text)) > LONGEST_SOCKET_PATH:
+            raise argparse.ArgumentTypeError(
+                f"allowed: a path of at most {LONGEST_SOCKET_PATH} bytes"
+            )
         return socks_on(Path(text))
     try:
         # Without a colon it would be a host with a port of its own.

@@ -249,6 +249,7 @@ REACHED_BY_TOR = (
         ("server.listen", "tcp:port=x", "a port from 0 to 65535 after tcp:"),
         ("server.listen", "ssl:5223", "tcp instead, since the relay does TLS itself"),
         ("server.listen", "haproxy:tcp:65536", "a port from 0 to 65535 after tcp:"),
+        ("server.listen", "haproxy:haproxy:unix:/run/s", "haproxy: once"),
         ("server.listen", "haproxy:ssl:443", "tcp instead, since the relay does TLS itself"),
     ],
 )

@@ -438,6 +438,12 @@ def test_a_place_of_a_socks_proxy_that_is_none(smpctl: Smpctl, place: str) -> No
     assert_refused(result, 2, "argument --socks: allowed: HOST:PORT, or a path with a / in it")
 
 
+def test_a_socket_of_a_socks_proxy_that_cannot_be_connected_to(smpctl: Smpctl) -> None:
+    address = f"smp://{'A' * 43}=@{'a' * 56}.onion"
+    result = smpctl("check", address, "--socks", "/" + 107 * "x")
+    assert_refused(result, 2, "argument --socks: allowed: a path of at most 107 bytes")
+
+
 def test_only_onion_hosts_cannot_be_checked(smpctl: Smpctl) -> None:
     result = smpctl("check", f"smp://{'A' * 43}=@{'a' * 56}.onion")
     assert_refused(result, 1, "onion hosts only")
