@@ -17,31 +17,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from traceback import format_tb
 from typing import Any, Final
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredLock,
-    TimeoutError as TookTooLong,
-)
-from twisted.internet.error import ConnectError, ConnectingCancelledError
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txtorcon import TorProtocolError
-from txtorcon.torcontrolprotocol import TorControlProtocol, TorDisconnectError, TorProtocolFactory
 
+from torcfg.control_connections import ControlConnection, RefusedError, TroubleError, open_control
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, add_onion, delete_onion, rendezvous_circuits
 
 __all__ = ["OnionPublisher", "State", "Status"]
 
-ANSWER_TIME: Final = 30.0
-"""Seconds that tor has for an answer, and for all of the authentication."""
 BOOTSTRAP_INTERVAL: Final = 1.0
 _PROGRESS: Final = re.compile(r"\bPROGRESS=(\d+)")
 _retry_delay: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
@@ -67,14 +59,6 @@ class Status:
 
     def __str__(self) -> str:
         return f"{self.state.value}: {self.detail}" if self.detail else self.state.value
-
-
-class _TroubleError(Exception):
-    """Why the service is not published; the text is for the log."""
-
-
-class _RefusedError(_TroubleError):
-    """Tor refuses what it was asked for."""
 
 
 class OnionPublisher(Service):
@@ -109,7 +93,7 @@ class OnionPublisher(Service):
         self._password = password
         self._clients = clients
         self._changed = changed
-        self._protocol: TorControlProtocol | None = None
+        self._tor: ControlConnection | None = None
         self._commands = DeferredLock()
         # Those who may connect, as was told by this control connection: nobody at first.
         self._let_in: tuple[str, ...] | None = ()
@@ -152,100 +136,78 @@ class OnionPublisher(Service):
         while True:
             try:
                 await self._publish()
-            except _TroubleError as trouble:
-                if not self.running:
-                    # Of having been stopped while it was connecting.
-                    raise CancelledError from None
-                self._note(State.AWAY, str(trouble))
+            except CancelledError:
+                raise
+            except TroubleError as trouble:
+                why = str(trouble)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the service comes back
+                why = f"a fault of the relay: {type(error).__name__}"
+                # Without the error itself and what led to it: there may be a key in them.
+                frames = "".join(format_tb(error.__traceback__))
+                self.log.error("the onion service: {why}\n{frames}", why=why, frames=frames)
+            if not self.running:
+                # Of having been stopped while it was connecting.
+                raise CancelledError
+            self._note(State.AWAY, why)
             delay = _retry_delay(self._failures)
             self._failures += 1
             await deferLater(self._reactor, delay)
 
     async def _publish(self) -> None:
-        """Publishes, and stays until that has an end. Raises `_TroubleError`, always."""
+        """Publishes, and stays until that has an end. Raises `TroubleError`, always."""
         if self.status.state is not State.AWAY:
             # Otherwise it stays so, and is not told again with each attempt.
             self._note(State.CONNECTING)
-        protocol = await self._connect()
-        lost = _shielded(protocol.when_disconnected().addBoth(lambda _: None))
+        tor = await open_control(self._reactor, self._control, self._password)
         try:
-            await self._bootstrapped(protocol)
-            await self._ask(protocol.add_event_listener("HS_DESC", self._descriptor))
-            self._note(State.PUBLISHING)
+            await self._bootstrapped(tor)
+            await tor.listen("HS_DESC", self._descriptor)
             self._let_in = ()
-            self._protocol = protocol
+            self._tor = tor
             async with self._commands:
-                await self._add(protocol)
-            await lost
+                await self._add(tor, self._may_connect())
+            await tor.end()
         finally:
-            self._protocol = None
-            # Tor takes the service back at once.
-            protocol.transport.abortConnection()
-        raise _TroubleError("tor has closed the control connection")
+            self._tor = None
+            tor.close()
 
-    async def _connect(self) -> TorControlProtocol:
-        factory = TorProtocolFactory(password_function=lambda: self._password)
-        try:
-            connecting: Deferred[Any] = self._control.connect(factory)
-            protocol: TorControlProtocol = await connecting.addTimeout(ANSWER_TIME, self._reactor)
-        except (ConnectError, ConnectingCancelledError, OSError, TookTooLong) as error:
-            raise _TroubleError(f"tor's control socket cannot be reached: {error}") from None
-        try:
-            await _shielded(protocol.post_bootstrap).addTimeout(ANSWER_TIME, self._reactor)
-        except CancelledError:
-            protocol.transport.abortConnection()
-            raise
-        except Exception as error:  # noqa: BLE001 - of many kinds, and none holds a secret
-            protocol.transport.abortConnection()
-            raise _TroubleError(f"tor does not let us in: {_first_line(error)}") from None
-        return protocol
-
-    async def _bootstrapped(self, protocol: TorControlProtocol) -> None:
+    async def _bootstrapped(self, tor: ControlConnection) -> None:
         while True:
-            answer = str(await self._ask(protocol.get_info_raw("status/bootstrap-phase")))
-            progress = _PROGRESS.search(answer)
+            progress = _PROGRESS.search(await tor.status("status/bootstrap-phase"))
             if progress is None:
-                raise _TroubleError("tor does not say how far it is")
+                raise TroubleError("tor does not say how far it is")
             if progress[1] == "100":
                 return
             self._note(State.BOOTSTRAPPING, f"{progress[1]} %")
-            await deferLater(self._reactor, BOOTSTRAP_INTERVAL)
+            await tor.pause(BOOTSTRAP_INTERVAL)
 
-    async def _add(self, protocol: TorControlProtocol) -> None:
+    def _may_connect(self) -> tuple[str, ...] | None:
         try:
-            clients = self._clients()
+            return self._clients()
         except KeyFileError as error:
-            raise _TroubleError(str(error)) from None
-        command = add_onion(self._service, self._key, clients)
-        answer = str(await self._ask(protocol.queue_command(command)))
+            raise TroubleError(str(error)) from None
+
+    async def _add(self, tor: ControlConnection, clients: tuple[str, ...] | None) -> None:
+        answer = await tor.ask(add_onion(self._service, self._key, clients))
         name = self._key.address.removesuffix(".onion")
         if f"ServiceID={name}" not in answer.split():
-            raise _TroubleError("tor has published another address")
-        before, self._let_in = self._let_in, clients if clients is None else tuple(clients)
+            raise TroubleError("tor has published another address")
+        if self.status.state is not State.PUBLISHED:
+            # Not before tor has taken it: one that is refused stays away.
+            self._note(State.PUBLISHING)
+        before, self._let_in = self._let_in, clients
         if clients is not None and (not before or not set(before) <= set(clients)):
-            await self._close_circuits(protocol)
+            await self._close_circuits(tor)
 
-    async def _close_circuits(self, protocol: TorControlProtocol) -> None:
+    async def _close_circuits(self, tor: ControlConnection) -> None:
         """Ends the connections of all clients; those that still may come again do so.
 
         A circuit outlives the service, and a client may connect by it as before.
         """
-        status = str(await self._ask(protocol.get_info_raw("circuit-status")))
-        for circuit in rendezvous_circuits(status, self._key):
+        for circuit in rendezvous_circuits(await tor.status("circuit-status"), self._key):
             # Of one that has gone meanwhile tor says that there is none.
-            with suppress(_RefusedError):
-                await self._ask(protocol.queue_command(f"CLOSECIRCUIT {circuit}"))
-
-    async def _ask(self, asked: Deferred[Any]) -> Any:
-        """What tor answers. Raises `_TroubleError`, without what was asked: keys may be in it."""
-        try:
-            return await asked.addTimeout(ANSWER_TIME, self._reactor)
-        except TorProtocolError as error:
-            raise _RefusedError(f"tor refuses: {error.code} {error.text}") from None
-        except TookTooLong:
-            raise _TroubleError("tor does not answer") from None
-        except TorDisconnectError:
-            raise _TroubleError("tor has closed the control connection") from None
+            with suppress(RefusedError):
+                await tor.ask(f"CLOSECIRCUIT {circuit}")
 
     def _descriptor(self, event: str) -> None:
         action, address, *_ = (*event.split(), "", "")
@@ -254,30 +216,29 @@ class OnionPublisher(Service):
             self._note(State.PUBLISHED)
 
     async def republish(self) -> None:
-        """Has the clients that may connect now take effect; without tor, when it is there again."""
-        protocol = self._protocol
-        if protocol is None:
+        """Has the clients that may connect now take effect; without tor, when it is there again.
+
+        When that cannot be, the service is away: who may connect no more must not.
+        """
+        tor = self._tor
+        if tor is None:
             return
         try:
             async with self._commands:
-                if self._protocol is not protocol or self._unchanged():
-                    # Or it has been lost, and the next one begins with them.
+                if self._tor is not tor:
+                    # It has been lost, and the next one begins with them.
                     return
-                await self._ask(protocol.queue_command(delete_onion(self._key)))
+                clients = self._may_connect()
+                if clients == self._let_in:
+                    # No need to disturb what is as it should be.
+                    return
+                await tor.ask(delete_onion(self._key))
                 self._note(State.PUBLISHING)
-                await self._add(protocol)
-        except _TroubleError as trouble:
-            self.log.warn(  # noqa: G010 (the name Twisted gives it)
-                "the onion service: {trouble}; it is published anew", trouble=trouble
-            )
-            protocol.transport.abortConnection()
-
-    def _unchanged(self) -> bool:
-        """Whether tor knows who may connect already: then there is no need to disturb it."""
-        try:
-            return self._clients() == self._let_in
-        except KeyFileError:
-            return False
+                await self._add(tor, clients)
+        except TroubleError as trouble:
+            if self._tor is tor and self.running:
+                self._note(State.AWAY, str(trouble))
+            tor.close(str(trouble))
 
     # -- status
 
@@ -291,19 +252,3 @@ class OnionPublisher(Service):
         if (before.state, state) != (State.BOOTSTRAPPING, State.BOOTSTRAPPING):
             self.log.info("the onion service: {status}", status=status)
         self._changed(status)
-
-
-def _shielded(waited_for: Deferred[Any]) -> Deferred[Any]:
-    """The same result, for who may stop waiting for it."""
-    result: Deferred[Any] = Deferred()
-
-    def done(value: Any) -> None:
-        if not result.called:
-            result.callback(value)
-
-    waited_for.addBoth(done)
-    return result
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()

@@ -5,6 +5,7 @@ Its control socket, cookie and data are in one directory, which nobody else may 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -37,6 +38,10 @@ START_TIME: Final = 5.0
 _START_STEP: Final = 0.1
 END_TIME: Final = 10.0
 """Seconds that tor has to end before it is killed."""
+SOCKET_TIME: Final = 30.0
+"""Seconds after which a tor without a control socket will not have one any more."""
+_UNLINK_TIME: Final = 0.5
+"""Seconds in which a tor that gives up its lock removes its sockets."""
 _TORRC: Final = """\
 # Written at each start of the relay.
 DataDirectory {directory}/data
@@ -54,6 +59,8 @@ _LEVELS: Final = {"err": LogLevel.error, "warn": LogLevel.warn}
 _restart_delay: Final = backoffPolicy(initialDelay=0.5, maxDelay=30.0, factor=2.0)
 _LASTED: Final = 5.0
 """Seconds after which a tor that ends is not one that fails to start: it is started at once."""
+_WITH_US: Final = ("setpriv", "--pdeathsig", "TERM", "--")
+"""Has what is run end when its parent does (util-linux), however that ends."""
 
 
 def torrc(directory: Path, *, socks: bool, single_hop: bool, include: Path | None = None) -> str:
@@ -90,7 +97,7 @@ class TorProcess(Service):
     """Runs `program` with its files in `directory`, which is made if it is not there.
 
     `include` is a file with further lines of its configuration, such as bridges. Ends with the
-    relay, however that ends: tor watches its process.
+    relay, however that ends: the kernel sees to it, or tor, which looks every 15 seconds.
     """
 
     log = Logger()
@@ -115,11 +122,12 @@ class TorProcess(Service):
         self._ended: Deferred[None] | None = None
         self._failures = 0
         self._started_at = 0.0
+        self._is_free = True
 
     @property
     def control(self) -> IStreamClientEndpoint:
         """Where its control socket is, which connecting waits for: tor takes a moment to start."""
-        return _StartingEndpoint(self._reactor, self.directory / "control")
+        return _StartingEndpoint(self._reactor, self)
 
     @property
     def socks(self) -> Path:
@@ -168,7 +176,10 @@ class TorProcess(Service):
         except OSError as error:
             self._over(f"its files cannot be written: {error.filename}: {error.strerror}")
             return
+        if not self._has_its_place():
+            return
         arguments = (
+            *(_WITH_US if shutil.which(_WITH_US[0]) else ()),
             self._program,
             # Before it has read where to log to, it would tell of its start at length.
             *("--hush", "-f", str(self.directory / "torrc"), "--defaults-torrc", "/nonexistent"),
@@ -176,10 +187,29 @@ class TorProcess(Service):
         )
         try:
             self._transport = self._reactor.spawnProcess(
-                _Watching(self), self._program, arguments, env={"PATH": os.environ.get("PATH", "")}
+                _Watching(self), arguments[0], arguments, env={"PATH": os.environ.get("PATH", "")}
             )
         except OSError as error:
             self._over(f"it cannot be started: {error}")
+
+    def _has_its_place(self) -> bool:
+        """Whether no tor is there any more, such as one of a relay that was killed.
+
+        That one removes its sockets when it ends, also if they are another's by then.
+        """
+        was_free, self._is_free = self._is_free, not _is_locked(self.directory / "data" / "lock")
+        if not self._is_free:
+            self._over("another tor has not ended yet, and still uses its files")
+        elif not was_free:
+            self._again = self._reactor.callLater(_UNLINK_TIME, self._start)
+        return self._is_free and was_free
+
+    def has_no_socket(self) -> None:
+        """Ends tor, to be started again, if it has had time to make its control socket."""
+        lasted = self._reactor.seconds() - self._started_at
+        if self._transport is not None and self.running and lasted > SOCKET_TIME:
+            self.log.error("tor: its control socket is gone; it is ended")
+            self._signal("TERM")
 
     def _signal(self, name: str) -> None:
         try:
@@ -216,14 +246,30 @@ class TorProcess(Service):
         self._again = self._reactor.callLater(delay, self._start)
 
 
+def _is_locked(path: Path) -> bool:
+    """Whether a process has the lock on a file."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 @implementer(IStreamClientEndpoint)
 class _StartingEndpoint:
-    """A Unix socket that somebody is about to listen on."""
+    """The control socket of a tor that is about to listen on it."""
 
-    def __init__(self, reactor: Any, path: Path) -> None:
+    def __init__(self, reactor: Any, tor: TorProcess) -> None:
         self._reactor = reactor
-        self._path = path
-        self._endpoint = UNIXClientEndpoint(reactor, str(path))
+        self._tor = tor
+        self._path = tor.directory / "control"
+        self._endpoint = UNIXClientEndpoint(reactor, str(self._path))
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
         """See `IStreamClientEndpoint`."""
@@ -233,10 +279,15 @@ class _StartingEndpoint:
         deadline = self._reactor.seconds() + START_TIME
         while True:
             try:
+                if self._tor.pid is None:
+                    # What may still be there is the socket of one that ends.
+                    raise ConnectError(string="tor does not run")
                 connecting: Deferred[IProtocol] = self._endpoint.connect(factory)
                 return await connecting
             except ConnectError:
                 if self._reactor.seconds() >= deadline:
+                    if not self._path.exists():
+                        self._tor.has_no_socket()
                     raise
             await deferLater(self._reactor, _START_STEP)
 

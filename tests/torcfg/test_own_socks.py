@@ -111,11 +111,11 @@ async def test_an_onion_service_forwards_to_another(
         client = await beside(proxy, connections)
         recipient = await beside(relay, connections)
         queue, key = await make_secured_queue(recipient)
-        await deliver(await through(client, at(relay)), recipient, queue, key)
+        await deliver(await through(client, at(relay), timeout=REACHED), recipient, queue, key)
         assert len(tors(proxy)) == 1
         assert proxy.listening == set()
         # Tor would take one circuit for both, if they were not kept apart.
-        await through(client, at(relay, 443))
+        await through(client, at(relay, 443), timeout=REACHED)
         control = await control_at(UNIXClientEndpoint(reactor(), f"{here}/tor/control"))
         used = await circuits(control)
         assert used.keys() == {str(PORT), "443"}
@@ -126,7 +126,7 @@ async def test_an_onion_service_forwards_to_another(
             public.setblocking(False)
             place = (Host.parse("127.0.0.1"),), str(public.getsockname()[1])
             with refused(NETWORK):
-                await through(client, RelayLocation(*place, relay.location.key_hash))
+                await through(client, RelayLocation(*place, relay.location.key_hash), timeout=REACHED)
             with pytest.raises(BlockingIOError):
                 public.accept()
         control.transport.abortConnection()
@@ -154,7 +154,7 @@ async def test_a_relay_that_is_no_onion_service_itself(
         proxy = relays(settings)
         recipient, client = await relay.connect(), await proxy.connect()
         queue, key = await make_secured_queue(recipient)
-        routed = await through(client, where)
+        routed = await through(client, where, timeout=REACHED)
         await deliver(routed, recipient, queue, key)
         assert isinstance(proxy.process, RelayProcess)
         (tor,) = tors(proxy.process)
@@ -164,7 +164,7 @@ async def test_a_relay_that_is_no_onion_service_itself(
         assert "it is started again later" in proxy.process.new_faults()
         with pytest.raises(ProxyError, match=NO_SESSION):
             await routed.send(queue.sender_id, b"", key=key)
-        await deliver(await through(client, where), recipient, queue, key)
+        await deliver(await through(client, where, timeout=REACHED), recipient, queue, key)
 
 
 @pytest.mark.usefixtures("need_tor")

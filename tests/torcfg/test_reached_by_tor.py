@@ -26,6 +26,7 @@ from tests.torcfg.tors import (
     PORT,
     control_of,
     is_refused,
+    logged,
     publish,
     reach,
     reactor,
@@ -36,7 +37,7 @@ from tests.torcfg.tors import (
 from torcfg.client_keys import ClientKey
 from torcfg.onion_keys import KeyFileError, OnionKey
 from torcfg.onion_services import OnionService, ProofOfWork
-from torcfg.publishing import State
+from torcfg.publishing import State, Status
 from torcfg.tor_process import TorProcess
 from txsimplex.addresses import Host
 from txsimplex.client.proxied import through
@@ -133,9 +134,9 @@ async def test_the_control_connection_is_lost(
     async with publish(host, target(relay)) as service:
         await service.becomes(State.PUBLISHED)
         said = len(service.said)
-        protocol = service.publisher._protocol
-        assert protocol is not None
-        protocol.transport.abortConnection()
+        connection = service.publisher._tor
+        assert connection is not None
+        connection.close()
         await service.becomes(State.AWAY, said)
         await service.becomes(State.PUBLISHED, said)
         await works(user, relay, service.key.address)
@@ -154,7 +155,7 @@ async def test_a_proxy_reaches_a_relay_that_is_an_onion_service_only(
             relay.process.location, hosts=(Host.parse(service.key.address),), port=str(PORT)
         )
         recipient, client = await relay.connect(), await proxy.connect(version)
-        routed = await through(client, where)
+        routed = await through(client, where, timeout=REACHED)
         queue, key = await make_secured_queue(recipient)
         await deliver(routed, recipient, queue, key)
         with refused("PROXY BROKER NETWORK"):
@@ -224,6 +225,66 @@ async def test_clients_whose_keys_cannot_be_read(host: TorProcess) -> None:
         control.transport.abortConnection()
         readable = True
         await service.becomes(State.PUBLISHED)
+
+
+@ensureDeferred
+async def test_clients_whose_keys_cannot_be_read_any_more(host: TorProcess) -> None:
+    """Who is to get in no more would still be: it is away, and says so to who has changed them."""
+    keys: list[str] | None = [ClientKey.generate(os.urandom).public]
+
+    def clients() -> list[str]:
+        if keys is None:
+            raise KeyFileError("the key of one of its clients cannot be used")
+        return keys
+
+    async with publish(host, NOWHERE, clients=clients) as service:
+        await service.becomes(State.PUBLISHED)
+        said, before = len(service.said), keys
+        keys = None
+        await service.publisher.republish()
+        away = Status(State.AWAY, "the key of one of its clients cannot be used")
+        assert service.publisher.status == away
+        # With each attempt to publish it, the same.
+        await pause(3.0)
+        assert service.said[said:] == [away]
+        keys = before
+        await service.becomes(State.PUBLISHED, said)
+        assert [each.state for each in service.said[said + 1 :]] == [
+            State.PUBLISHING,
+            State.PUBLISHED,
+        ]
+
+
+@ensureDeferred
+async def test_stopping_while_clients_change(host: TorProcess) -> None:
+    """Nothing is said any more after that it has stopped."""
+    allowed = [ClientKey.generate(os.urandom).public]
+    async with publish(host, NOWHERE, clients=lambda: tuple(allowed)) as service:
+        await service.becomes(State.PUBLISHED)
+        allowed += [ClientKey.generate(os.urandom).public]
+        changing = Deferred.fromCoroutine(service.publisher.republish())
+        assert service.publisher.status.state is State.PUBLISHED
+    await changing
+    assert service.said[-1] == Status(State.STOPPED)
+
+
+@ensureDeferred
+async def test_a_fault_of_our_own(host: TorProcess) -> None:
+    """Whatever it is, the service comes back; the log has where it was, but no key."""
+    faults = [RuntimeError("secret"), RuntimeError("secret")]
+
+    def clients() -> None:
+        if faults:
+            raise faults.pop()
+
+    with logged() as lines:
+        async with publish(host, NOWHERE, clients=clients) as service:
+            await service.becomes(State.PUBLISHED)
+            states = [each.state for each in service.said]
+            assert states.count(State.AWAY) == 1
+            assert Status(State.AWAY, "a fault of the relay: RuntimeError") in service.said
+    assert sum("in clients" in line for line in lines) == 2
+    assert not any("secret" in line for line in lines)
 
 
 @ensureDeferred

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,11 @@ def test_what_it_says_is_logged_without_a_second_date(
 async def test_connecting_waits_for_a_tor_that_starts(tmp_path: Path) -> None:
     from twisted.internet import reactor
 
+    class Started(TorProcess):
+        pid = os.getpid()
+
     factory = Factory.forProtocol(Protocol)
-    connecting = TorProcess(reactor, tmp_path).control.connect(factory)
+    connecting = Started(reactor, tmp_path).control.connect(factory)
     await sleep(0.3)
     assert not connecting.called
     server = UNIXServerEndpoint(reactor, str(tmp_path / "control"))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,27 +14,53 @@ from pytest_twisted import ensureDeferred
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, clientFromString
 from twisted.internet.interfaces import IProtocol, IProtocolFactory
-from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
-from zope.interface import provider
 
-from tests.conformance.clients import (
-    pause,
-)
+from bench.running import children
+from tests.conformance import ROOT
+from tests.conformance.clients import pause
 from tests.e2e.tor_network import free_ports
 from tests.torcfg.tors import (
     BY_TOR,
     NOWHERE,
     alone,
+    comm,
+    logged,
     publish,
     reactor,
     with_password,
     without_network,
 )
+from torcfg import tor_process
+from torcfg.control_connections import ANSWER_TIME
 from torcfg.onion_keys import OnionKey
 from torcfg.publishing import OnionPublisher, State, Status
 from torcfg.tor_process import TorProcess
 
 pytestmark = BY_TOR
+
+ANOTHER = """
+import sys
+from pathlib import Path
+from twisted.internet import reactor
+from torcfg.tor_process import TorProcess
+tor = TorProcess(reactor, Path(sys.argv[1]), include=Path(sys.argv[2]))
+reactor.callWhenRunning(tor.startService)
+reactor.run()
+"""
+"""A relay, as far as its tor is concerned: until it is killed."""
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is no more, or nothing but its number, which nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def children_named_tor(pid: int) -> list[int]:
+    """The tors that a process runs."""
+    return [child for child in children(pid) if comm(child).strip() == "tor"]
 
 
 @pytest.mark.usefixtures("need_tor")
@@ -169,23 +199,93 @@ async def test_a_tor_that_cannot_be_started(
 ) -> None:
     """That is said in a line, and tried again."""
     (tmp_path / "file").touch()
-    lines: list[str] = []
-
-    @provider(ILogObserver)
-    def observe(event: LogEvent) -> None:
-        lines.append(formatEvent(event))
-
     tor = TorProcess(reactor(), tmp_path / place, program=program)
-    globalLogPublisher.addObserver(observe)
-    try:
+    with logged() as lines:
         tor.startService()
-        await pause(0.3)
+        # Before it is started again, half a second later.
+        while not any(line.startswith("tor: ") for line in lines):
+            await pause(0.02)
         ended = tor.stopService()
         if ended is not None:
             await ended
-    finally:
-        globalLogPublisher.removeObserver(observe)
     assert tor.pid is None
     (line,) = (line for line in lines if line.startswith("tor: "))
     assert says.format(tmp_path) in line
     assert line.endswith("; it is started again later")
+
+
+@pytest.mark.usefixtures("need_tor")
+@pytest.mark.parametrize("by_kernel", [True, False])
+@ensureDeferred
+async def test_after_a_relay_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, by_kernel: bool
+) -> None:
+    """Its tor ends, too; the next one waits for that, and keeps its sockets."""
+    if not by_kernel:
+        # Without setpriv its tor notices by itself, but later.
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/tor").symlink_to(shutil.which("tor") or "")
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    directory = tmp_path / "tor"
+    include = without_network(directory)
+    command = (sys.executable, "-c", ANOTHER, str(directory), str(include))
+    with subprocess.Popen(command, cwd=ROOT) as relay:
+        try:
+            while (
+                not (tors := children_named_tor(relay.pid)) or not (directory / "control").exists()
+            ):
+                await pause(0.05)
+        finally:
+            relay.kill()
+    (left,) = tors
+    with logged() as lines:
+        async with alone(directory) as tor, publish(tor, NOWHERE) as service:
+            if not by_kernel:
+                await pause(1.0)
+                assert any("another tor has not ended yet" in line for line in lines)
+                assert tor.pid is None
+                os.kill(left, signal.SIGTERM)
+            await service.becomes(State.BOOTSTRAPPING)
+            assert has_ended(left)
+            assert tor.pid is not None
+            # Longer than the one before would have taken to remove them.
+            await pause(1.0)
+            assert service.publisher.status.state is State.BOOTSTRAPPING
+            assert (directory / "control").is_socket()
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_a_control_socket_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has removed it: there is no other way to have it again."""
+    monkeypatch.setattr(tor_process, "START_TIME", 0.5)
+    monkeypatch.setattr(tor_process, "SOCKET_TIME", 1.0)
+    async with alone(tmp_path / "tor") as tor:
+        while not (tmp_path / "tor/control").exists():
+            await pause(0.05)
+        before = tor.pid
+        (tmp_path / "tor/control").unlink()
+        async with publish(tor, NOWHERE) as service:
+            await service.becomes(State.BOOTSTRAPPING)
+            assert tor.pid not in (None, before)
+
+
+@pytest.mark.usefixtures("need_tor")
+@ensureDeferred
+async def test_a_tor_that_ends_while_it_is_waited_for(tmp_path: Path) -> None:
+    """That is noticed at once, and not only when tor would have had to answer."""
+    directory = tmp_path / "tor"
+    tor = TorProcess(reactor(), directory, include=without_network(directory))
+    tor.startService()
+    async with publish(tor, NOWHERE) as service:
+        await service.becomes(State.BOOTSTRAPPING)
+        since = reactor().seconds()
+        ended = tor.stopService()
+        assert ended is not None
+        await ended
+        await service.becomes(State.AWAY)
+        assert reactor().seconds() - since < ANSWER_TIME / 2
+        away = next(each for each in service.said if each.state is State.AWAY)
+        assert away.detail == "tor has closed the control connection"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,9 @@ import pytest
 import pytest_twisted
 from twisted.internet.endpoints import UNIXClientEndpoint, quoteStringArgument
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from txtorcon.torcontrolprotocol import TorControlProtocol, TorProtocolFactory
+from zope.interface import provider
 
 from bench.running import children
 from tests.conformance import ROOT
@@ -70,6 +72,22 @@ def running(tor: TorProcess) -> Iterator[TorProcess]:
         ended = tor.stopService()
         if ended is not None:
             pytest_twisted.blockon(ended)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The lines of the log, meanwhile."""
+    lines: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(observe)
 
 
 @dataclass
