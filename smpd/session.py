@@ -146,8 +146,12 @@ class Session:
 
     def secured(self, transport: BlockTransport) -> None:
         """TLS is set up: the relay speaks first."""
-        self._transport = transport
         factory = self._factory
+        if self not in factory.sessions:
+            # It was closed while TLS was set up.
+            transport.abortConnection()
+            return
+        self._transport = transport
         chain = transport.peer_chain
         if chain:
             try:
@@ -341,9 +345,12 @@ class Session:
     # -- ending
 
     def close(self) -> None:
-        """Ends the connection in order."""
+        """Ends the connection in order, or as soon as TLS is set up."""
         if self._transport is not None:
             self._transport.loseConnection()
+        else:
+            # Nothing was said that could be lost: it is not waited for.
+            self._factory.ended(self)
 
     def abort(self) -> None:
         """Ends the connection now."""
@@ -437,7 +444,6 @@ class SessionFactory:
     def _abort_all(self) -> None:
         for session in list(self.sessions):
             session.abort()
-        # Connections that have not finished TLS cannot be reached; they end with the process.
         if self._closed is not None:
             closed, self._closed = self._closed, None
             closed.callback(None)

@@ -104,6 +104,7 @@ class RelayService(MultiService):
         self._identity = load_identity(settings)
         self._store: Store | None = None
         self._proxy: Proxy | None = None
+        self._own_tor: TorProcess | None = None
         self._entrance = Entrance()
         self.listener = Listener(settings, self._entrance, reactor)
         self.listener.setServiceParent(self)
@@ -115,28 +116,28 @@ class RelayService(MultiService):
         except StoreUnusable as error:
             raise SystemExit(str(error)) from None
         try:
-            own = self._use_tor()
+            self._use_tor()
         except CredentialsError as error:
             raise SystemExit(str(error)) from None
-        self._assemble(self._store, own)
+        self._assemble(self._store)
         super().startService()
+        if self._own_tor is not None:
+            self._own_tor.startService()
 
-    def _use_tor(self) -> TorProcess | None:
+    def _use_tor(self) -> None:
         settings, reactor = self._settings, self._reactor
         if warning := exposure(settings):
             self.log.warn("{warning}", warning=warning)  # noqa: G010 (the name Twisted gives it)
-        own = own_tor(settings, reactor)
-        if own is not None:
-            own.setServiceParent(self)
-        for service in onion_services(settings, reactor, own):
+        # No child: it is not stopped with those that still answer by it.
+        self._own_tor = own_tor(settings, reactor)
+        for service in onion_services(settings, reactor, self._own_tor):
             service.setServiceParent(self)
-        return own
 
-    def _assemble(self, store: Store, own: TorProcess | None) -> None:
+    def _assemble(self, store: Store) -> None:
         settings, identity, reactor = self._settings, self._identity, self._reactor
         delay = delivery_delay(settings.delivery.random_delay, reactor)
         self.relay = Relay(store, rules(settings), time.time, os.urandom, delay)
-        self._proxy = make_proxy(settings, self.relay.counters, reactor, own)
+        self._proxy = make_proxy(settings, self.relay.counters, reactor, self._own_tor)
         conversations = Conversations(
             self.relay,
             reactor,
@@ -184,9 +185,14 @@ class RelayService(MultiService):
         yield super().stopService()
         if self._proxy is not None:
             self._proxy.close()
-        store, self._store = self._store, None
-        if store is None:
-            return
+        if self._store is not None:
+            yield self._close_store(self._store)
+        if self._own_tor is not None:
+            yield self._own_tor.stopService()
+
+    @inlineCallbacks
+    def _close_store(self, store: Store) -> Any:
+        self._store = None
         store.close()
         path = self._settings.store.snapshot
         if path is not None and isinstance(store, MemoryStore):

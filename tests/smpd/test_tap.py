@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.application.service import Service
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
+from smpd import tap
 from smpd.config import load
 from smpd.credentials import read_certificates
 from smpd.ctl import run as smpctl
@@ -25,11 +27,12 @@ from smpd.tap import RelayService
 from tests.coroutines import finish, in_reactor, sleep, until
 from torcfg.onion_keys import OnionKey
 from torcfg.publishing import State
-from txsimplex.addresses import ServerAddress
+from txsimplex.addresses import Host, RelayLocation, ServerAddress
 from txsimplex.block_port import ReceiverFactory
 from txsimplex.client.blocks import BlockConnection
 from txsimplex.client.errors import DisconnectedError
 from txsimplex.client.session import open_blocks
+from txsimplex.client.smp import connect
 
 ROOT = Path(__file__).parents[2]
 TWISTD = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"
@@ -213,6 +216,48 @@ async def test_a_proxy_that_would_show_where_a_hidden_relay_is(directory: Path, 
     said = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
     sentences = [line for line in said if "shows them where this relay is" in line]
     assert len(sentences) == (1 if proxy == "on" else 0)
+
+
+@in_reactor
+async def test_its_own_tor_ends_last(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By it the last answers get to who came through it."""
+    from twisted.internet import reactor
+
+    told: list[object] = []
+
+    class Told(Service):
+        def startService(self) -> None:
+            told.append("started")
+
+        def stopService(self) -> None:
+            told.append(started.sessions.connections)
+
+    monkeypatch.setattr(tap, "own_tor", lambda settings, reactor: Told())
+    started = start(directory)
+    key_hash = started.sessions.identity.key_hash
+    location = RelayLocation((Host.parse("127.0.0.1"),), str(port_of(started)), key_hash)
+    client = await connect(TCP4ClientEndpoint(reactor, "127.0.0.1", port_of(started)), location)
+    assert started.sessions.connections == 1
+    await started.stopService()
+    assert told == ["started", 0]
+    await client.lost()
+
+
+@in_reactor
+async def test_stopping_does_not_wait_for_who_says_nothing(directory: Path) -> None:
+    """Nothing of theirs can be lost; and who finishes TLS only now is closed."""
+    from twisted.internet import reactor
+
+    started = start(directory)
+    port = port_of(started)
+    with socket.create_connection(("127.0.0.1", port)):
+        client = await open_blocks(TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        await until(lambda: started.sessions.connections == 2)
+        begun = time.monotonic()
+        await started.stopService()
+        # Others have five seconds.
+        assert time.monotonic() - begun < 4
+        await client.lost()
 
 
 async def stopped(service: RelayService) -> None:
