@@ -125,8 +125,9 @@ async def test_an_onion_service_forwards_to_another(
         with socket.create_server(("127.0.0.1", 0)) as public:
             public.setblocking(False)
             place = (Host.parse("127.0.0.1"),), str(public.getsockname()[1])
+            location = RelayLocation(*place, relay.location.key_hash)
             with refused(NETWORK):
-                await through(client, RelayLocation(*place, relay.location.key_hash), timeout=REACHED)
+                await through(client, location, timeout=REACHED)
             with pytest.raises(BlockingIOError):
                 public.accept()
         control.transport.abortConnection()

@@ -24,6 +24,7 @@ from tests.torcfg.tors import (
     BY_TOR,
     NOWHERE,
     PORT,
+    REACHED,
     control_of,
     is_refused,
     logged,
