@@ -56,8 +56,8 @@ class TestCreate:
         assert names(tmp_path) == ["key"]
 
 
-class TestCreateWithoutHardLinks:
-    """On FAT and its like, as sticks have it."""
+class TestCreateWithoutHardLinks(TestCreate):
+    """The same on FAT and its like, as sticks have it."""
 
     @pytest.fixture(autouse=True, params=[errno.EPERM, errno.EOPNOTSUPP])
     def no_links(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,35 +71,16 @@ class TestCreateWithoutHardLinks:
 
         monkeypatch.setattr(os, "link", link)
 
-    @pytest.mark.parametrize("umask", [0, 0o077])
-    @pytest.mark.parametrize("wanted", [PRIVATE, PUBLIC])
-    def test_content_and_mode(self, tmp_path: Path, umask: int, wanted: int) -> None:
-        before = os.umask(umask)
-        try:
-            create(tmp_path / "key", b"secret", wanted)
-        finally:
-            os.umask(before)
-        assert (tmp_path / "key").read_bytes() == b"secret"
-        assert mode(tmp_path / "key") == wanted
-        assert names(tmp_path) == ["key"]
-
-    @pytest.mark.parametrize("late", [False, True])
-    def test_never_overwrites(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, late: bool
+    def test_a_file_that_is_made_meanwhile(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nor what is made between the two attempts."""
-        path = tmp_path / "key"
-        path.write_bytes(b"old")
-        if late:
+        """Between the two attempts."""
 
-            def link(source: object, target: object, **options: bool) -> None:
-                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        def link(source: object, target: object, **options: bool) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-            monkeypatch.setattr(os, "link", link)
-        with pytest.raises(FileExistsError):
-            create(path, b"new", PRIVATE)
-        assert path.read_bytes() == b"old"
-        assert names(tmp_path) == ["key"]
+        monkeypatch.setattr(os, "link", link)
+        self.test_never_overwrites(tmp_path)
 
     def test_content_is_synced_and_so_is_the_directory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
