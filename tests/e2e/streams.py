@@ -81,10 +81,11 @@ async def _connect(relay: Relay) -> Stream:
     return stream
 
 
-def talk(port: int, pieces: Sequence[bytes]) -> bytes:
+def talk(port: int, pieces: Sequence[bytes], expected: int) -> bytes:
     """Sets up TLS as another implementation does it, sends bytes, each piece in a record.
 
-    What the relay sends until nothing comes for a moment. Blocks: to be called in a thread.
+    What the relay sends: as many bytes as are expected, and what comes in the moment after them.
+    Blocks: to be called in a thread.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -97,10 +98,10 @@ def talk(port: int, pieces: Sequence[bytes]) -> bytes:
     ):
         for piece in pieces:
             secured.sendall(piece)
-        secured.settimeout(_MOMENT)
         with contextlib.suppress(TimeoutError):
             while data := secured.recv(65536):
                 received += data
+                secured.settimeout(WAIT if len(received) < expected else _MOMENT)
     return received
 
 

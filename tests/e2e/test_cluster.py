@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psycopg
@@ -50,7 +51,10 @@ from txsimplex.smp.transmissions import Received
 pytestmark = pytest.mark.slow
 
 AT_ONCE = 1.0
-"""Seconds in which what is done at one relay is known at another; it takes some milliseconds."""
+"""Seconds in which what is done at one relay is known at another; it takes some milliseconds.
+
+Most of the times: a machine that is busy may take a moment more now and then.
+"""
 MOMENT = 0.3
 COMPLAINTS = ("Traceback", "Unhandled")
 DATA = LinkData(b"fixed", b"user")
@@ -133,20 +137,10 @@ def cluster(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Cluster
         assert not any(complaint in process.log for complaint in COMPLAINTS), process.log
 
 
-async def at_once(client: SMPClient, seconds: float = AT_ONCE) -> Received:
-    """The next event, which must come soon."""
-    return await next_event(client, seconds)
-
-
 def of_queue(message: Msg | None) -> Msg:
     """A message, of which there must be one."""
     assert message is not None
     return message
-
-
-async def events_of(client: SMPClient) -> list[Received]:
-    """What has come by itself."""
-    return [await next_event(client) for _ in range(len(client.events))]
 
 
 # -- messages
@@ -167,8 +161,7 @@ async def test_a_message_reaches_the_subscriber_at_once(both: tuple[Relay, Relay
         times.append(time.monotonic() - start)
         assert queue.open(message).body == body
         assert await acknowledge(recipient, queue, message) is None
-    assert sorted(times)[len(times) // 2] < AT_ONCE / 4
-    assert max(times) < AT_ONCE * 2
+    assert median(times) < AT_ONCE / 4
 
 
 @ensureDeferred
@@ -245,18 +238,23 @@ async def test_the_subscriber_is_one_in_all_relays(both: tuple[Relay, Relay]) ->
     clients = [await each.connect() for each in both]
     sender = await both[0].connect()
     queue = await make_queue(clients[0])
+    times = []
     for number in range(10):
         former, new = clients[number % 2], clients[1 - number % 2]
         await new.subscribe(*queue.own)
+        start = time.monotonic()
         # The former one gets nothing more from the moment of the answer on, END but for that.
         await sender.send(queue.sender_id, b"hello")
         message = await next_msg(new, queue)
-        assert await at_once(former, AT_ONCE + 0.5) == Received(b"", queue.recipient_id, End())
+        assert await next_event(former) == Received(b"", queue.recipient_id, End())
+        times.append(time.monotonic() - start)
         with refused("NO_MSG"):
             await former.ack(*queue.own, message.msg_id)
         assert await acknowledge(new, queue, message) is None
         for client in clients:
             await no_event(client)
+    # Of these it is told in intervals.
+    assert median(times) < AT_ONCE
 
 
 @ensureDeferred
@@ -276,9 +274,11 @@ async def test_back_and_forth_with_a_message_that_waits(both: tuple[Relay, Relay
         assert first in (None, message)
         first = message
         await pause(0.05)
-    await pause(1.0)
     for client in clients[:3]:
-        assert [event.message for event in await events_of(client)] == [End()]
+        assert (await next_event(client)).message == End()
+    await pause(1.0)
+    for client in clients:
+        await no_event(client)
     last = clients[3]
     assert first is not None
     assert await acknowledge(last, queue, first) is None
@@ -299,7 +299,7 @@ async def test_a_deleted_queue(both: tuple[Relay, Relay]) -> None:
         await sender.send(queue.sender_id, b"hello", key=key)
     with refused("AUTH"):
         await subscriber.subscribe(*queue.own)
-    assert await at_once(subscriber, AT_ONCE + 0.5) == Received(b"", queue.recipient_id, Deld())
+    assert await next_event(subscriber) == Received(b"", queue.recipient_id, Deld())
     await no_event(subscriber, MOMENT)
 
 
@@ -446,13 +446,15 @@ async def test_notifications(both: tuple[Relay, Relay]) -> None:
     message = await next_msg(recipient, queue)
     await notified.subscribe_notifications(*notifier.own)
     assert (await next_notification(notified, notifier))[0] == message.msg_id
+    times = []
     for number in range(5):
         assert await acknowledge(recipient, queue, message) is None
         await sender.send(queue.sender_id, b"%d" % number, notify=True)
         message = await next_msg(recipient, queue)
         start = time.monotonic()
         assert (await next_notification(notified, notifier))[0] == message.msg_id
-        assert time.monotonic() - start < AT_ONCE + 0.2
+        times.append(time.monotonic() - start)
+    assert median(times) < AT_ONCE
     await no_event(notified, MOMENT)
 
 
@@ -466,7 +468,7 @@ async def test_the_subscriber_of_a_notifier_is_one(both: tuple[Relay, Relay]) ->
     for number in range(4):
         former, new = clients[number % 2], clients[1 - number % 2]
         await new.subscribe_notifications(*notifier.own)
-        assert await at_once(former, AT_ONCE + 0.5) == Received(b"", notifier.notifier_id, End())
+        assert await next_event(former) == Received(b"", notifier.notifier_id, End())
         await recipient.send(queue.sender_id, b"hello", notify=True)
         await next_notification(new, notifier)
         await no_event(former, MOMENT)
@@ -492,7 +494,7 @@ async def test_deleted_notifiers(both: tuple[Relay, Relay]) -> None:
         await end()
         with refused("AUTH"):
             await notified.subscribe_notifications(*notifier.own)
-        event = await at_once(notified, AT_ONCE + 0.5)
+        event = await next_event(notified)
         assert event == Received(b"", notifier.notifier_id, Deld())
     await no_event(notified, MOMENT)
 
@@ -527,7 +529,7 @@ async def test_a_service_at_one_relay_after_the_other(both: tuple[Relay, Relay])
         new = await both[1 - number % 2].connect(service=certificate)
         assert new.service_id == first.service_id
         assert await new.subscribe_service_notifications() == 3
-        event = await at_once(former, AT_ONCE + 0.5)
+        event = await next_event(former)
         assert event == Received(b"", first.service_id or b"", Ends(3))
         for queue, _ in queues:
             await recipient.send(queue.sender_id, b"hello", notify=True)
@@ -572,15 +574,15 @@ async def test_what_a_service_loses_at_another_relay(both: tuple[Relay, Relay]) 
     for _, notifier in (taken, deleted):
         await service.subscribe_notifications(*notifier.own)
     await ordinary.subscribe_notifications(*taken[1].own)
-    event = await at_once(service, AT_ONCE + 0.5)
+    event = await next_event(service)
     assert event == Received(b"", taken[1].notifier_id, End())
     await recipient.delete_notifier(*deleted[0].own)
-    event = await at_once(service, AT_ONCE + 0.5)
+    event = await next_event(service)
     assert event == Received(b"", deleted[1].notifier_id, Deld())
     assert await service.subscribe_service_notifications() == 0
     # And a service takes a notifier from an ordinary connection at another relay.
     await service.subscribe_notifications(*taken[1].own)
-    event = await at_once(ordinary, AT_ONCE + 0.5)
+    event = await next_event(ordinary)
     assert event == Received(b"", taken[1].notifier_id, End())
     await recipient.send(taken[0].sender_id, b"hello", notify=True)
     await notified_of(service, [taken])
@@ -600,7 +602,7 @@ async def test_a_relay_that_is_added(cluster: Cluster) -> None:
     sender = await second.connect()
     await sender.subscribe(*queues[0].own)
     assert await next_msg(sender, queues[0]) == message
-    assert (await at_once(recipient, AT_ONCE + 0.5)).message == End()
+    assert (await next_event(recipient)).message == End()
     await sender.send(queues[1].sender_id, b"hello")
     assert (await next_message(recipient, queues[1])).body == b"hello"
     # And one that is stopped in order takes nothing with it.
@@ -747,7 +749,7 @@ async def test_what_happens_while_a_relay_hears_nothing(
     # It hears again.
     await other.subscribe(*sent.own)
     await next_msg(other, sent)
-    assert (await at_once(subscriber, AT_ONCE + 0.5)).message == End()
+    assert (await next_event(subscriber)).message == End()
     # What it has logged of that is what it should.
     faults = cluster.faults
     assert "Traceback" not in faults
