@@ -45,7 +45,7 @@ _SMPCTL: Final = "import sys; from smpd.ctl import main; sys.exit(main())"
 _OPTIONS: Final = ("-n", "--pidfile=", "smpd")
 _READY: Final = "SMP relay ready"
 _START_TIME: Final = 30.0
-_END_TIME: Final = 15.0
+_END_TIME: Final = 60.0
 _ATTEMPTS: Final = 3
 _PR_SET_PDEATHSIG: Final = 1
 _SIGNS_OF_FAULTS: Final = ("Traceback", "Unhandled", "[critical]", "#critical", "#error")
@@ -247,6 +247,11 @@ class RelayProcess(ConfiguredRelay):
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """With which exit status it has ended by itself; None while it runs."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def resident_kib(self) -> int:
