@@ -38,6 +38,8 @@ _SETTLE_STEPS = 20
 _QUIET_STEPS = 2
 """How often the count of written bytes has to be the same, to be taken for final."""
 _HALF_LOAD_WARM_UP = 0.5
+_PATIENCE = 30.0
+"""Seconds after which nothing was carried, where it should have been within a shorter time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,12 @@ class Phase:
     @property
     def per_cpu_second(self) -> float:
         """Messages in a second of the relay's processor time."""
-        return self.messages / self.cpu.relay
+        return self.messages / self.cpu.relay if self.cpu.relay else 0.0
 
     @property
     def per_cpu_second_together(self) -> float:
         """Messages in a second of processor time of the relay and its database's server."""
-        return self.messages / self.cpu.both
+        return self.messages / self.cpu.both if self.cpu.both else 0.0
 
     @property
     def written_per_message(self) -> float:
@@ -132,7 +134,10 @@ class Measured:
     def share_of(self, other: Measured) -> float:
         """Its messages per CPU-second as a part of another's, in the run beside."""
         pairs = zip(self.loads, other.loads, strict=True)
-        return statistics.median(own.per_cpu_second / its.per_cpu_second for own, its in pairs)
+        return statistics.median(
+            own.per_cpu_second / its.per_cpu_second if its.per_cpu_second else 0.0
+            for own, its in pairs
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,13 +259,19 @@ class _Load:
     def _measure(self, measured: Measured, seconds: float) -> Phase:
         self._workers.ask("mark")
         self._speed.ask("mark")
-        began, cpu, written = time.monotonic(), measured.cpu_seconds(), measured.written_bytes()
-        time.sleep(seconds)
-        passed, cpu = time.monotonic() - began, measured.cpu_seconds().since(cpu)
+        began, before, written = time.monotonic(), measured.cpu_seconds(), measured.written_bytes()
+        marks: list[dict[str, Any]] = []
+        while True:
+            time.sleep(seconds)
+            passed, cpu = time.monotonic() - began, measured.cpu_seconds().since(before)
+            marks += self._workers.ask("mark")
+            messages = sum(mark["messages"] for mark in marks)
+            # On a busy machine a short time may pass without either.
+            if (messages and cpu.relay) or passed > _PATIENCE:
+                break
         (core_speed,) = self._speed.ask("mark")
-        marks = self._workers.ask("mark")
         phase = Phase(
-            sum(mark["messages"] for mark in marks),
+            messages,
             passed,
             cpu,
             merged(mark["ok_latency"] for mark in marks),
@@ -268,7 +279,7 @@ class _Load:
             written=measured.written_bytes().since(written),
             late=sum(mark["late"] for mark in marks),
         )
-        if not phase.messages or not cpu.relay:
+        if not messages or not cpu.relay:
             measured.faults.append("no message was carried")
         return phase
 
@@ -380,8 +391,8 @@ def _of_database(measured: Measured) -> str:
     load = measured.load
     text = (
         f"with the database's server: {load.per_cpu_second_together:.0f} messages per CPU-second, "
-        f"{1e6 * load.cpu.relay / load.messages:.0f} + "
-        f"{1e6 * load.cpu.database / load.messages:.0f} µs a message"
+        f"{1e6 * load.cpu.relay / max(1, load.messages):.0f} + "
+        f"{1e6 * load.cpu.database / max(1, load.messages):.0f} µs a message"
     )
     if measured.waiting is not None:
         waiting = measured.waiting
@@ -450,8 +461,8 @@ def _figures_of_database(measured: Measured) -> dict[str, Any]:
     load = measured.load
     figures = {
         "messages_per_cpu_second_together": round(load.per_cpu_second_together, 1),
-        "relay_cpu_us_per_message": round(1e6 * load.cpu.relay / load.messages, 1),
-        "database_cpu_us_per_message": round(1e6 * load.cpu.database / load.messages, 1),
+        "relay_cpu_us_per_message": round(1e6 * load.cpu.relay / max(1, load.messages), 1),
+        "database_cpu_us_per_message": round(1e6 * load.cpu.database / max(1, load.messages), 1),
     }
     for name, phase in (("", measured.waiting), ("_at_once", measured.half)):
         if phase is not None:

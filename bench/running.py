@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -36,8 +36,12 @@ def cpu_seconds_of_ended_children(pid: int) -> float:
 
 def children(pid: int) -> list[int]:
     """The processes that this one has started."""
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for each in threads for child in each.read_text().split()]
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        # It may have ended since.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, thread.read_text().split())
+    return found
 
 
 def waited_seconds(pid: int) -> float:

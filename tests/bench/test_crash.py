@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+MOST = ("--seconds", "200")
+"""Kills are counted: how long they take depends on the machine."""
 NONE = ("lost", "duplicated_after_ack", "out_of_order", "altered", "queues_lost")
 
 pytestmark = pytest.mark.slow
@@ -23,7 +25,7 @@ def run(*arguments: str) -> tuple[int, dict[str, Any]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode in (0, 1), done.stderr
@@ -33,9 +35,9 @@ def run(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_what_a_store_in_memory_loses_is_found() -> None:
-    status, result = run("--store", "memory", "--seconds", "5", "--queues", "20")
+    status, result = run("--store", "memory", "--kills", "4", *MOST, "--queues", "20")
     assert status == 1
-    assert result["kills"] >= 2
+    assert result["kills"] >= 4
     assert result["acknowledged"] > 0
     assert result["lost"] > 0
     assert result["queues_lost"] > 0
@@ -44,10 +46,10 @@ def test_what_a_store_in_memory_loses_is_found() -> None:
 
 @pytest.mark.parametrize("by", ["KILL", "TERM"])
 def test_a_store_on_disk_loses_nothing(by: str) -> None:
-    status, result = run("--store", "sqlite", "--seconds", "8", "--queues", "20", "--by", by)
+    status, result = run("--store", "sqlite", "--kills", "6", *MOST, "--queues", "20", "--by", by)
     assert result["faults"] == []
     assert status == 0
-    assert result["kills"] >= 2
+    assert result["kills"] >= 6
     assert result["acknowledged"] > 0
     assert result["redelivered"] > 0
     for name in NONE:
@@ -56,10 +58,10 @@ def test_a_store_on_disk_loses_nothing(by: str) -> None:
 
 @pytest.mark.usefixtures("postgres_programs")
 def test_a_database_loses_nothing() -> None:
-    status, result = run("--store", "postgres", "--seconds", "8", "--queues", "20")
+    status, result = run("--store", "postgres", "--kills", "4", *MOST, "--queues", "20")
     assert result["faults"] == []
     assert status == 0
-    assert result["kills"] >= 1
+    assert result["kills"] >= 4
     assert result["acknowledged"] > 0
     for name in NONE:
         assert result[name] == 0
@@ -70,12 +72,12 @@ def test_a_database_loses_nothing() -> None:
 def test_relays_that_share_a_database_lose_nothing(kill_database: str) -> None:
     status, result = run(
         *("--store", "postgres", "--relays", "2", "--kill-database", kill_database),
-        *("--seconds", "15", "--queues", "20"),
+        *("--kills", "6", *MOST, "--queues", "20"),
     )
     assert result["faults"] == []
     assert status == 0
     assert result["relays"] == 2
-    assert result["kills"] >= 2
+    assert result["kills"] >= 6
     assert result["acknowledged"] > 0
     assert result["moves"] > 0
     for name in NONE:
