@@ -489,20 +489,20 @@ def test_answers_wait_and_become_errors() -> None:
     """As long as they may; when it is back, all goes on as before."""
     database = stores.emptied()
     with Proxy(database) as proxy:
-        site = Site(proxy.dsn, answer_timeout=1.0)
+        site = Site(proxy.dsn, answer_timeout=2.0)
         queue = site.add()
         proxy.refuses = True
         before(site.lane, "write", proxy.cut)
         start = time.monotonic()
         site.send(queue)
         assert site.answer() == "STORE the database cannot be reached"
-        assert 0.9 < time.monotonic() - start < 3.0
+        assert 1.9 < time.monotonic() - start < 15.0
         start = time.monotonic()
         site.count(queue)
         assert site.answer() == "STORE the database cannot be reached"
-        assert 0.9 < time.monotonic() - start < 3.0
+        assert 1.9 < time.monotonic() - start < 15.0
         proxy.refuses = False
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + WAIT
         while True:
             site.count(queue)
             if site.answer() == "0":
@@ -518,7 +518,7 @@ def test_a_database_that_says_nothing() -> None:
     """Nothing goes through any more, in the middle of a transaction: no thread of ours waits."""
     database = stores.emptied()
     with Proxy(database) as proxy:
-        site = Site(proxy.dsn, answer_timeout=1.0)
+        site = Site(proxy.dsn, answer_timeout=3.0)
         queue = site.add()
 
         def hold() -> None:
@@ -534,8 +534,8 @@ def test_a_database_that_says_nothing() -> None:
             now = time.monotonic()
             longest, last = max(longest, now - last), now
             time.sleep(0.005)
-        # Nothing here waits for it; other processes take their time, too.
-        assert longest < 0.5
+        # Nothing here waits for it as answers do; other processes take their time, too.
+        assert longest < 2.5
         assert site.answers[-2:] == [
             "STORE the database does not answer in time",
             "STORE the database does not answer in time",

@@ -83,6 +83,16 @@ class Station:
             self.turn()
             time.sleep(0.001)
 
+    def wait_for_events(self, person: Client) -> None:
+        """Lets it do what it has to, and what it does in rounds, until somebody is told."""
+
+        def told() -> object:
+            self.relay.send_events()
+            self.relay.send_notifications()
+            return person.events
+
+        self.wait(told)
+
     def rest(self, seconds: float = 0.1) -> None:
         """Lets it do what it has to for so long."""
         end = time.monotonic() + seconds
@@ -160,13 +170,14 @@ def test_one_that_subscribes_again_is_told_nothing_untrue() -> None:
         expect(queue.ask(c.Sub(), second), m.Sok)
         expect(queue.ask(c.Sub(), first), m.Sok)
     assert heard(here, first) == []
+    there.wait_for_events(second)
     assert heard(there, second) == [m.End()]
 
 
 def test_a_queue_that_was_locked_when_it_was_told_of() -> None:
     """It is looked at again, until that is possible: nobody tells twice."""
     database = stores.emptied()
-    here, there = Station(database, answer_timeout=1.5), Station(database)
+    here, there = Station(database, answer_timeout=2.5), Station(database)
     recipient, sender = here.person(), there.person()
     locked, other = new_queue(recipient), new_queue(recipient)
     with psycopg.connect(database) as holder:
@@ -177,13 +188,13 @@ def test_a_queue_that_was_locked_when_it_was_told_of() -> None:
             " WHERE recipient_id = %s FOR UPDATE OF queue_state",
             (locked.recipient_id,),
         )
-        here.rest(2.0)
+        here.rest(3.0)
         # What is told of other queues meanwhile does not wait for it.
         assert other.send(sender, b"other") == m.Ok()
-        here.wait(lambda: recipient.events, 4.0)
+        here.wait(lambda: recipient.events)
         (event,) = recipient.all_events()
         assert event[0] == other.recipient_id
-        here.rest(2.0)
+        here.rest(3.0)
         assert not recipient.events
         holder.rollback()
     here.wait(lambda: recipient.events)
@@ -207,7 +218,7 @@ def test_a_new_queue_is_looked_at_before_it_is_committed() -> None:
 def test_a_claim_that_was_not_written() -> None:
     """NSUBS that was answered with an error, once more: now other relays know of it (§7.2)."""
     database = stores.emptied()
-    station = Station(database, answer_timeout=1.5, connections=1)
+    station = Station(database, answer_timeout=3.0, connections=1)
     service = station.service()
     lane = station.store._admission._lanes[0].lane
 
@@ -251,9 +262,7 @@ def test_what_waits_for_a_service_when_its_relay_hears_again() -> None:
         )
     assert queue.send(recipient, notify=True) == m.Ok()
     # After the second in which it connects again.
-    here.rest(1.5)
-    here.relay.send_notifications()
-    here.wait(lambda: service.events)
+    here.wait_for_events(service)
     (event,) = service.all_events()
     assert event[0] == notifier.notifier_id
 
