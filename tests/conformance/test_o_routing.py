@@ -303,7 +303,7 @@ async def test_a_relay_that_is_away_for_a_moment(
     with RelayProcess(tmp_path, Credentials.make()) as process:
         location = process.location
         process.end()
-        asked = Deferred.fromCoroutine(through(client, location))
+        asked = Deferred.fromCoroutine(through(client, location, timeout=60))
         await client.ping()
         process.start_again(location)
         routed = await asked

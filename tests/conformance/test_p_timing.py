@@ -120,9 +120,10 @@ async def test_205_other_commands_and_queues(relay: Relay, algorithm: Algorithm)
 
 # -- inactivity
 
-TTL = 1.0
+TTL = 3.0
+"""More than a busy machine lets pass between what a test does."""
 AS_THE_REFERENCE = {"inactive_clients.ttl": TTL, "inactive_clients.check_interval": 1}
-OFTEN = {"inactive_clients.ttl": 1.5, "inactive_clients.check_interval": 0.25}
+OFTEN = {"inactive_clients.ttl": 4.0, "inactive_clients.check_interval": 0.5}
 
 
 @ensureDeferred
@@ -186,7 +187,7 @@ async def test_208_busy_connections_are_not_closed(relays: GetRelay) -> None:
         for client in busy:
             await client.ping()
         await pause(0.1)
-        assert perf_counter() - start < 10
+        assert perf_counter() - start < 60
     for client in busy:
         await client.ping()
 
