@@ -530,20 +530,20 @@ async def test_each_edge_has_its_share_of_them(directory: Path) -> None:
             try:
                 return await open_blocks(endpoint)
             except DisconnectedError:
-                await sleep(0)
+                await sleep(0.01)
         return None
 
     service = start(directory)
     try:
         await until(path.exists)
-        there = [await get_in(50) for _ in range(2)]
+        there = [await get_in(2000) for _ in range(2)]
         assert all(there)
         assert await get_in(20) is None
         first, second = there
         assert first is not None
         assert second is not None
         first.abort()
-        third = await get_in(50)
+        third = await get_in(2000)
         assert third is not None
         assert await get_in(20) is None
         for each in (second, third):
