@@ -542,7 +542,7 @@ def test_ctrl_c_after_which_the_database_fails(
 
 @pytest.mark.slow
 def test_as_a_process_that_is_interrupted(here: SqlitePlace, there: PostgresPlace) -> None:
-    fill(here, [new_queue() for _ in range(30_000)])
+    fill(here, [new_queue() for _ in range(100_000)])
     program = "from smpd.ctl import main; main()"
     master, terminal = pty.openpty()
     process = subprocess.Popen(
@@ -553,9 +553,9 @@ def test_as_a_process_that_is_interrupted(here: SqlitePlace, there: PostgresPlac
     )
     os.close(terminal)
     said = os.read(master, 1000)
-    assert b" of 30,000 queues" in said
+    assert b" of 100,000 queues" in said
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert out == b""
     said = b""

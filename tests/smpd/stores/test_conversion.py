@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ from tests.smpd.stores.conversions import (
     KINDS,
     InDirectory,
     Place,
+    PostgresPlace,
     SqlitePlace,
     contents,
     convert,
@@ -714,6 +716,18 @@ copy(source, target, progress)
 """
 
 
+def until_alone(place: PostgresPlace) -> None:
+    """Waits until the server has noticed that a process which used the database is gone."""
+    deadline = time.monotonic() + 20
+    with psycopg.connect(place.database, autocommit=True) as connection:
+        while connection.execute(
+            "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).rowcount:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 4, 5])
 @pytest.mark.parametrize(("kind", "other"), [("sqlite", "postgres"), ("postgres", "sqlite")])
@@ -733,6 +747,7 @@ def test_a_conversion_that_is_killed(
         [sys.executable, "-c", KILLED, *command, str(number)], capture_output=True, check=False
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
+    until_alone(origin if kind == "postgres" else destination)
     assert contents(origin) == expected
     # What is there is an empty store, and another attempt succeeds.
     assert contents(destination) == in_order([])
