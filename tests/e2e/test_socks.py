@@ -275,15 +275,15 @@ async def test_a_socks_socket_that_is_not_there_or_says_nothing(tmp_path: Path) 
     way = Network(socks_on(path), SocksMode.ONION)
     reach = Reach(reactor, Destinations(), way, for_each_relay(b"secret"))
 
-    async def opened() -> Session:
+    async def opened(timeout: float) -> Session:
         endpoint, clock = reach.endpoint(there), cast("Any", reactor)
-        return await open_session(endpoint, there, proxy=True, timeout=0.3, clock=clock)
+        return await open_session(endpoint, there, proxy=True, timeout=timeout, clock=clock)
 
     with pytest.raises(DisconnectedError) as missing:
-        await opened()
+        await opened(10)
     accepting = await UNIXServerEndpoint(reactor, str(path)).listen(Factory.forProtocol(Protocol))
     with pytest.raises(TimedOutError) as silent:
-        await opened()
+        await opened(0.3)
     await maybeDeferred(accepting.stopListening)
     for caught in (missing, silent):
         assert str(reason_for_senders(caught.value)) == NETWORK

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import os
 import resource
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import termios
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from OpenSSL import SSL
@@ -260,7 +263,7 @@ async def test_a_client_that_says_nothing_is_dropped_in_time(listen: Listen) -> 
 @in_reactor
 async def test_a_client_that_does_not_finish_tls_is_dropped_in_time(listen: Listen) -> None:
     receivers = Receivers()
-    port = listen(receivers, limits=TransportLimits(setup_time=0.3))
+    port = listen(receivers, limits=TransportLimits(setup_time=2.0))
     records = Records()
     hello = hello_of(records)
     client = await connect_raw(port, Bytes())
@@ -532,6 +535,13 @@ async def test_records_of_one_byte(listen: Listen) -> None:
     await client.until_lost()
 
 
+def waiting_in(pipe: IO[bytes]) -> int:
+    """How many bytes the process at its other end has not read yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, count)
+    return count[0]
+
+
 @pytest.mark.parametrize("command", ["K", "k"], ids=["update asked for", "update told"])
 @in_reactor
 async def test_key_updates_are_harmless(command: str, listen: Listen) -> None:
@@ -544,27 +554,31 @@ async def test_key_updates_are_harmless(command: str, listen: Listen) -> None:
     )
     assert child.stdin is not None
     assert child.stdout is not None
+    typed, shown = child.stdin, child.stdout
     sent = b"x" * (BLOCK_SIZE - 1) + b"\n"
     await until(lambda: bool(receivers.made and receivers.made[0].times_secured))
-    got = b""
-    os.set_blocking(child.stdout.fileno(), False)
+    got, expected = b"", 0
+    os.set_blocking(shown.fileno(), False)
+
+    def everything_is_back() -> bool:
+        nonlocal got
+        got += shown.read() or b""
+        return got.count(sent) >= expected
+
     for _ in range(3):
-        child.stdin.write(command.encode() + b"\n")
-        child.stdin.flush()
-        await sleep(0.05)
-        child.stdin.write(sent)
-        child.stdin.flush()
-        before = got.count(b"x" * 100)
-        for _ in range(100):
-            got += child.stdout.read() or b""
-            if got.count(b"x" * 100) >= before + 163:
-                break
-            await sleep(0.02)
+        typed.write(command.encode() + b"\n")
+        typed.flush()
+        # It takes the letter for a command where it reads it alone.
+        await until(lambda: waiting_in(typed) == 0)
+        typed.write(sent)
+        typed.flush()
+        expected += 1
+        await until(everything_is_back)
     assert got.count(sent) == 3
-    child.stdin.close()
+    typed.close()
     await receivers.made[0].until_lost()
     await deferToThread(child.wait)
-    child.stdout.close()
+    shown.close()
 
 
 # -- back-pressure
@@ -932,14 +946,13 @@ async def test_a_lack_of_descriptors_is_survived(listen: Listen) -> None:
             for each in sockets:
                 each.setblocking(False)
                 each.connect_ex(("127.0.0.1", port.getHost().port))
-            await sleep(0.2)
+            await until(lambda: told_of_lack(events))
             first.transport.sendBlock(block(1))
             await until(lambda: receivers.made[0].blocks == [block(1)])
         finally:
             for descriptor in filler:
                 os.close(descriptor)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert any("EMFILE" in str(event.get("log_format")) for event in events)
     assert not any("127.0.0.1" in str(event) for event in events)
     for each in sockets:
         each.close()
@@ -963,14 +976,17 @@ async def test_a_port_of_twisteds_names_nobody_when_descriptors_lack() -> None:
         try:
             filler = fill_descriptors()
             client.connect_ex(("127.0.0.1", port.getHost().port))
-            await sleep(0.2)
+            await until(lambda: told_of_lack(events))
         finally:
             for descriptor in filler:
                 os.close(descriptor)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert any("EMFILE" in str(event.get("log_format")) for event in events)
     assert not any("127.0.0.1" in str(event) for event in events)
     await port.stopListening()
+
+
+def told_of_lack(events: Sequence[LogEvent]) -> bool:
+    return any("EMFILE" in str(event.get("log_format")) for event in events)
 
 
 def fill_descriptors() -> list[int]:

@@ -62,8 +62,8 @@ def connect(say, then):
     endpoints.connectProtocol(point, Client(say, then))
 
 def finish():
-    reactor.callLater(0.05, lambda: print([event["failure"].type.__name__ for event in logged]))
-    reactor.callLater(0.06, reactor.stop)
+    reactor.callLater(0.5, lambda: print([event["failure"].type.__name__ for event in logged]))
+    reactor.callLater(0.6, reactor.stop)
 
 fail_at_the_end = False
 port = reactor.listenTCP(0, protocol.Factory.forProtocol(Server), interface="127.0.0.1")

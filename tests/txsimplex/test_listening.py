@@ -224,7 +224,7 @@ async def test_who_refuses_leaves_the_next_to_others(
     """Of those that share a socket; when nobody else takes it, it is refused, too."""
     from twisted.internet import reactor
 
-    monkeypatch.setattr(block_port, "_REST", 1.0)
+    monkeypatch.setattr(block_port, "_REST", 2.0)
     path = tmp_path / "socket"
     shared = await listening(ports, f"unix:{path}", Receivers())
     shared.stopReading()
