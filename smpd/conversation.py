@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 from smpd.authorization import check_service
 from smpd.delays import MOST_LATE, LateAnswers, has_send
@@ -21,7 +22,13 @@ from smpd.relay import Item, Outcome, Relay
 from smpd.stores.interface import RoleMismatch, StoreError, Wanted, What
 from txsimplex.smp import errors
 from txsimplex.smp.handshake import ServiceClaim
-from txsimplex.smp.transmissions import BAD_BLOCK, Framing, Refused, Transmission
+from txsimplex.smp.transmissions import (
+    BAD_BLOCK,
+    LARGEST_TRANSMISSION,
+    Framing,
+    Refused,
+    Transmission,
+)
 
 _FEW_ANSWERS = 4
 """Up to this many answers share a block with the first message (smp-server.md §2.2)."""
@@ -127,9 +134,13 @@ class Conversation:
                 left.append(Refused(item.header, error))
         return left
 
-    def reply(self, header: bytes, message: bytes) -> None:
-        """Answers a command that the proxy was given."""
-        self._line.send((self.peer.framing.answer(header, message),))
+    def reply(self, header: bytes, message: bytes) -> bool:
+        """Answers a command that the proxy was given; or not, when that fits into no block."""
+        answer = self.peer.framing.answer(header, message)
+        if len(answer) > LARGEST_TRANSMISSION:
+            return False
+        self._line.send((answer,))
+        return True
 
     def _ask(self, wanted: Sequence[Wanted], carry_out: Callable[[], None]) -> None:
         """Has a block carried out when the store admits it, and all later ones after it."""
@@ -354,6 +365,8 @@ class Conversations:
     at least.
     """
 
+    log = Logger()
+
     def __init__(
         self,
         relay: Relay,
@@ -408,7 +421,7 @@ class Conversations:
     def _committed(self) -> None:
         """The store's mark has moved, or the store has a failure now or no more."""
         for conversation in list(self.holding):
-            conversation.release()
+            self._each(conversation, conversation.release)
         failing = self.relay.store.failure is not None
         if failing and self._giving_up is None:
             self._giving_up = self._call_later(self._store_time, self._give_up)
@@ -421,7 +434,7 @@ class Conversations:
         problem = self.relay.store.failure
         if problem is not None:
             for conversation in list(self.holding):
-                conversation.give_up(problem)
+                self._each(conversation, partial(conversation.give_up, problem))
 
     def settle(self) -> None:
         """Gives all answers now: what they wait for is made safe, or they become errors."""
@@ -430,7 +443,15 @@ class Conversations:
             self._giving_up.cancel()
         self._give_up()
         for conversation in list(self._all):
-            conversation.settle()
+            self._each(conversation, conversation.settle)
+
+    def _each(self, conversation: Conversation, answer: Callable[[], None]) -> None:
+        """Has one of many give its answers: whatever is wrong with it, others get theirs."""
+        try:
+            answer()
+        except Exception:  # noqa: BLE001 - it is said, and the connection ends
+            self.log.failure("the answers of a connection cannot be given")
+            conversation.close()
 
     def close_idle(self, ttl: float) -> None:
         """Closes the connections that are subscribed to nothing and silent for `ttl` seconds."""

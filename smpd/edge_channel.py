@@ -25,7 +25,13 @@ from smpd.channel import (
 )
 from smpd.conduit import Conduit
 from smpd.conversation import Conversation, Conversations, Items
-from txsimplex.smp.transmissions import BAD_BLOCK, TooLarge, Transmission, pack
+from txsimplex.smp.transmissions import (
+    BAD_BLOCK,
+    LARGEST_TRANSMISSION,
+    TooLarge,
+    Transmission,
+    pack,
+)
 
 _BLOCK: Final = Kind.BLOCK.value
 
@@ -54,9 +60,10 @@ class EdgeLine:
         return self._full or (channel.conduit.full and channel.stall(self))
 
     def send(self, transmissions: Sequence[bytes]) -> None:
-        """Sends transmissions in as few blocks as hold them."""
+        """Sends transmissions in as few blocks as hold them; those that fit into none are not."""
         if len(transmissions) == 1:
-            self.send_parts(transmissions)
+            if len(transmissions[0]) <= LARGEST_TRANSMISSION:
+                self.send_parts(transmissions)
             return
         channel = self._channel
         self.active_at = channel.now()

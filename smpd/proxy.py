@@ -20,7 +20,14 @@ from twisted.python.failure import Failure
 from smpd.counters import Counters
 from smpd.peers import Peer
 from txsimplex.addresses import RelayLocation
-from txsimplex.client.link import ANSWER_TIME, NETWORK, TIMED_OUT, VERSION, RelayLink
+from txsimplex.client.link import (
+    ANSWER_TIME,
+    BAD_RESPONSE,
+    NETWORK,
+    TIMED_OUT,
+    VERSION,
+    RelayLink,
+)
 from txsimplex.client.pool import RelayPool, UnreachableError
 from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import Error
@@ -37,8 +44,8 @@ class ProxyClient(Protocol):
 
     peer: Peer
 
-    def reply(self, header: bytes, message: bytes) -> None:
-        """Answers a command, whenever that is."""
+    def reply(self, header: bytes, message: bytes) -> bool:
+        """Answers a command, whenever that is; or not, when that fits into no block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +183,11 @@ class Proxy:
             return
         if own:
             self._own.add(link)
-        self._count("relays_connected", own)
-        client.reply(t.header, key.encode(client.peer.version))
+        if client.reply(t.header, key.encode(client.peer.version)):
+            self._count("relays_connected", own)
+        else:
+            self._count("relays_failed", own)
+            self._refuse(client, t, BAD_RESPONSE)
 
     def _unreachable(
         self, client: ProxyClient, t: Transmission, location: RelayLocation, reason: Error
@@ -247,9 +257,10 @@ class Proxy:
     ) -> None:
         own = link in self._own
         if not isinstance(answer, Error):
-            self._count("forwards_answered", own)
-            client.reply(t.header, Pres(answer).encode(client.peer.version))
-            return
+            if client.reply(t.header, Pres(answer).encode(client.peer.version)):
+                self._count("forwards_answered", own)
+                return
+            answer = BAD_RESPONSE
         if answer.path[:2] == ("PROXY", "PROTOCOL"):
             self._count("forwards_answered", own)
         elif answer == VERSION:
@@ -259,7 +270,10 @@ class Proxy:
         self._refuse(client, t, answer)
 
     def _refuse(self, client: ProxyClient, t: Transmission, error: Error) -> None:
-        client.reply(t.header, b"ERR " + error.encode(client.peer.version))
+        version = client.peer.version
+        if not client.reply(t.header, b"ERR " + error.encode(version)):
+            # The text of a relay's error.
+            client.reply(t.header, b"ERR " + BAD_RESPONSE.encode(version))
 
     def _count(self, name: str, own: bool) -> None:
         counters = self._counters

@@ -27,14 +27,12 @@ from smpd.subscriptions import Delay, Subscriptions
 from txsimplex.keys import Random
 from txsimplex.smp import commands as c, errors
 from txsimplex.smp.errors import BlockingInformation, Error
-from txsimplex.smp.transmissions import MAX_CONTENT, Refused, Transmission
+from txsimplex.smp.transmissions import LARGEST_TRANSMISSION, Refused, Transmission
 
 Item = Transmission | Refused | Opened
 """A command of a block; `Opened` if it came by way of a proxy."""
 
 _READING: Final = frozenset((c.Sub, c.Get, c.Que, c.Lget, c.Ping))
-_LARGEST_ANSWER: Final = MAX_CONTENT - 2
-"""Bytes of a transmission that fits into a block."""
 
 
 @dataclass(slots=True)
@@ -173,10 +171,12 @@ class Relay(Elsewhere):
         else:
             answer = _refusal(sender, item.header, item.error)  # type: ignore[union-attr]
         sealed = forwarded.answer(answer, peer.version)
-        if sealed is None:
+        encoded = None if sealed is None else peer.framing.answer(forwarded.header, sealed)
+        if encoded is None or len(encoded) > LARGEST_TRANSMISSION:
+            # Two ids that the proxy and the sender have made are in it, and can be long.
             return _refusal(peer, forwarded.header, errors.BLOCK), (), need
         self.counters.forwarded_received += 1
-        return peer.framing.answer(forwarded.header, sealed), (), need
+        return encoded, (), need
 
     def _execute(
         self, peer: Peer, transmission: Transmission | Opened, queue: Queue | None
@@ -192,7 +192,7 @@ class Relay(Elsewhere):
             answer, message = answer
             messages = (peer.framing.event(transmission.entity_id, message),)
         encoded = peer.framing.answer(transmission.header, answer)  # type: ignore[arg-type]
-        if len(encoded) > _LARGEST_ANSWER:
+        if len(encoded) > LARGEST_TRANSMISSION:
             # The ids are the client's and can be long; the reference answers nothing then.
             encoded = _refusal(peer, transmission.header, errors.LARGE_MSG)
         noted = self.store.noted

@@ -34,7 +34,7 @@ from txsimplex.smp.handshake import (
     accept_service,
     refuse_service,
 )
-from txsimplex.smp.transmissions import TooLarge, frame_padded, pack
+from txsimplex.smp.transmissions import LARGEST_TRANSMISSION, TooLarge, frame_padded, pack
 from txsimplex.smp.versions import SMP_RANGE, VersionRange
 
 _PLAIN = PlainBlocks()
@@ -313,15 +313,16 @@ class Session:
         return transport.buffered >= self._factory.limits.send_queue * BLOCK_SIZE
 
     def send(self, transmissions: Sequence[bytes]) -> None:
-        """Sends transmissions in as few blocks as hold them."""
+        """Sends transmissions in as few blocks as hold them; those that fit into none are not."""
         transport = self._transport
         if transport is None:
             return
         self.active_at = self._factory.now()
         if len(transmissions) == 1:
-            blocks = self._outgoing
-            padded = frame_padded(transmissions, blocks.padded_size)
-            transport.sendBlock(blocks.seal_padded(padded))
+            if len(transmissions[0]) <= LARGEST_TRANSMISSION:
+                blocks = self._outgoing
+                padded = frame_padded(transmissions, blocks.padded_size)
+                transport.sendBlock(blocks.seal_padded(padded))
             return
         for content in pack(transmissions):
             if not isinstance(content, TooLarge):

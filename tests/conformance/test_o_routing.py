@@ -30,11 +30,12 @@ from tests.conformance.clients import (
 from tests.conformance.relays import Credentials, RelayProcess
 from tests.conformance.versions import at_versions
 from txsimplex.addresses import Host, RelayLocation
+from txsimplex.boxes import BoxKey, nonce_from
 from txsimplex.client.errors import HandshakeError, ProxyError, RelayError, TooLargeError
 from txsimplex.client.proxied import ProxiedRelay, through
 from txsimplex.client.sending import SenderCommands
 from txsimplex.client.smp import SMPClient
-from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.keys import Algorithm, PrivateKey, PublicKey
 from txsimplex.smp.commands import (
     Command,
     Del,
@@ -47,7 +48,11 @@ from txsimplex.smp.commands import (
     Rfwd,
     Sub,
 )
-from txsimplex.smp.messages import Pkey, Pong
+from txsimplex.smp.forwarding import Forwarded
+from txsimplex.smp.handshake import shown_key
+from txsimplex.smp.hellos import ServerKey
+from txsimplex.smp.messages import Pkey, Pong, Pres
+from txsimplex.smp.transmissions import Framing, Received, frame
 
 VERSIONS = (6, 8, 11, 14, 18)
 PROXY: Final = {"proxy.local_networks": "on"}
@@ -371,6 +376,63 @@ async def test_247_what_does_not_open_at_the_relay(relays: GetRelay, version: in
         forward = Pfwd(17, new_key(Algorithm.X25519).public, os.urandom(size))
         assert await ask(raw, forward, shown.session_id) == err("PROXY PROTOCOL CRYPTO")
         assert await ask(raw, forward, os.urandom(32)) == err("PROXY NO_SESSION")
+
+
+def sealed_for(shown: ServerKey, session_id: bytes, nonce: bytes) -> tuple[PublicKey, bytes]:
+    """A SEND to no queue, for a relay, with the key of the command: shorter than apps make it."""
+    key = new_key(Algorithm.X25519)
+    framing = Framing(17, session_id)
+    inner = framing.transmission(framing.authorized(b"1", new_id(), b"SEND F x"), b"")
+    relay_key = shown_key(shown, shown.chain[0])
+    assert relay_key is not None
+    box = BoxKey(key.exchange(relay_key))
+    return key.public, box.seal_padded(frame((inner,)), nonce_from(nonce), 200)
+
+
+@at_versions(8, 18)
+async def test_ids_so_long_that_the_answer_fits_into_no_block(
+    relays: GetRelay, version: int
+) -> None:
+    """At the relay, anybody's: nobody else notices anything."""
+    relay = relays({"proxy.enabled": "off"})
+    raw, other = await relay.raw(version), await relay.connect()
+    shown, secret = raw.session.shown, raw.session.secret
+    assert shown is not None
+    assert secret is not None
+    for size in (24, 64, 255):
+        nonce, corr_id = os.urandom(255), os.urandom(size)
+        key, sealed = sealed_for(shown, raw.session.session_id, nonce)
+        forwarded = Forwarded(nonce, 17, key, sealed).encode()
+        body = BoxKey(secret).seal(forwarded, nonce_from(corr_id))
+        answer = await raw.request(Rfwd(body), corr_id=corr_id)
+        assert answer == Received(corr_id, b"", err("BLOCK"))
+    assert await ask(raw, b"PING") == Pong()
+    await other.ping()
+
+
+@at_versions(8, 18)
+async def test_ids_so_long_that_the_answer_to_the_proxy_fits_into_no_block(
+    relays: GetRelay, version: int
+) -> None:
+    """Its connection is that of all senders, and stays."""
+    proxy, relay = relays(PROXY), relays({})
+    raw, client = await proxy.raw(version), await proxy.connect(version)
+    recipient = await relay.connect()
+    routed = await through(client, relay.process.location)
+    shown = await ask(raw, Prxy(relay.process.location))
+    assert isinstance(shown, Pkey)
+    for size in (24, 72, *range(74, 94, 2), 255):
+        nonce = os.urandom(size)
+        sealed = sealed_for(ServerKey(shown.chain, shown.signed_key), shown.session_id, nonce)
+        received = await raw.request(Pfwd(17, *sealed), corr_id=nonce, entity_id=shown.session_id)
+        assert (received.corr_id, received.entity_id) == (nonce, shown.session_id)
+        if size > 72:
+            assert received.message == err("PROXY PROTOCOL BLOCK")
+        else:
+            assert isinstance(received.message, Pres)
+    assert await ask(raw, b"PING") == Pong()
+    queue, key = await make_secured_queue(recipient)
+    await deliver(routed, recipient, queue, key)
 
 
 @at_versions(18)

@@ -17,13 +17,13 @@ from tests.txsimplex.client.test_link import FakeSession
 from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client import pool
 from txsimplex.client.errors import DisconnectedError, HandshakeError, IdentityError
-from txsimplex.client.link import ANSWER_TIME, NETWORK, TIMED_OUT, VERSION
+from txsimplex.client.link import ANSWER_TIME, BAD_RESPONSE, NETWORK, TIMED_OUT, VERSION
 from txsimplex.client.pool import RelayPool, UnreachableError
 from txsimplex.client.session import Session
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp import commands as c, errors, messages as m
 from txsimplex.smp.errors import Error
-from txsimplex.smp.transmissions import Transmission, frame
+from txsimplex.smp.transmissions import LARGEST_TRANSMISSION, Transmission, frame
 
 HOSTS = ("relay.example.com", "other.example.org")
 
@@ -39,14 +39,17 @@ class Sender:
     def __post_init__(self) -> None:
         self.peer = self.person.peer
 
-    def reply(self, header: bytes, message: bytes) -> None:
+    def reply(self, header: bytes, message: bytes) -> bool:
         """Called by the proxy."""
         answer = self.person.framing.answer(header, message)
+        if len(answer) > LARGEST_TRANSMISSION:
+            return False
         (received,) = self.person.framing.read_messages(frame([answer]))
         assert received.corr_id not in self.answers
         read = received.message
         assert isinstance(read, m.Message), read
         self.answers[received.corr_id] = read.error if isinstance(read, m.Err) else read
+        return True
 
     def ask(self, command: c.Command, entity_id: bytes = b"") -> bytes:
         """Sends a command; its correlation id."""
@@ -133,6 +136,18 @@ def test_192_commands_of_all_clients_go_through_one_connection() -> None:
     assert scene.sender.answers[unknown] == errors.PROXY_NO_SESSION
     counters = scene.counters
     assert (counters.forwards, counters.forwards_answered, counters.forwards_unknown) == (3, 2, 1)
+
+
+def test_answers_of_a_relay_that_fit_into_no_block() -> None:
+    """The sender is told that they are none."""
+    scene = Scene()
+    session = scene.connected()
+    ids = [scene.sender.forward(session) for _ in range(2)]
+    first, second = session.received()
+    session.respond(*first, bytes(16300))
+    session.answer(second[0], m.Err(Error(("STORE",), "x" * 16300)))
+    assert scene.sender.answers == dict.fromkeys(ids, BAD_RESPONSE)
+    assert scene.counters.forwards_failed == 1
 
 
 def test_a_silent_relay_keeps_nobody_waiting_for_another() -> None:

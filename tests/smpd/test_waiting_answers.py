@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
+from smpd.conversation import Conversation
 from smpd.queues import Message, Queue
-from smpd.relay import Relay
+from smpd.relay import Outcome, Relay
 from smpd.stores.interface import StoreError, Written
 from smpd.stores.memory import MemoryStore
 from tests.smpd.people import Clock as WallClock, key, new_relay
@@ -119,6 +121,30 @@ def test_a_message_is_delivered_before_it_is_safe_and_confirmed_after(apart: boo
     scene.store.commit()
     assert scene.answers(scene.sender) == [m.Ok()]
     assert not scene.sessions.holding
+
+
+def test_an_answer_that_cannot_be_given_keeps_no_others(
+    apart: bool, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Failure]
+) -> None:
+    """Its connection ends, and the fault is logged."""
+    scene = Scene(apart)
+    scene.send()
+    scene.ask(c.Key(key().public))
+    faulty, _ = scene.sessions.holding
+    give = Conversation._answer
+
+    def answer(conversation: Conversation, outcome: Outcome) -> None:
+        if conversation is faulty:
+            raise RuntimeError("an answer")
+        give(conversation, outcome)
+
+    monkeypatch.setattr(Conversation, "_answer", answer)
+    scene.store.commit()
+    assert [failure.type for failure in logged_failures] == [RuntimeError]
+    logged_failures.clear()
+    assert scene.sender.wire.closed is not None
+    assert scene.recipient.wire.closed is None
+    assert m.Ok() in scene.answers(scene.recipient)
 
 
 def test_only_what_the_mark_has_passed_is_answered(apart: bool) -> None:

@@ -46,6 +46,7 @@ NETWORK: Final = Error((*BROKER, "NETWORK", "FAILED"))
 VERSION: Final = Error((*BROKER, "TRANSPORT", "VERSION"))
 NO_AUTH: Final = Error((*BROKER, "TRANSPORT", "NO_AUTH"))
 LARGE_MSG: Final = Error((*BROKER, "TRANSPORT", "LARGE_MSG"))
+BAD_RESPONSE: Final = Error((*BROKER, "RESPONSE"), "BLOCK")
 
 
 class _Waiting:
@@ -168,7 +169,7 @@ class RelayLink:
             except BoxError:
                 return errors.CRYPTO
             except ParseError:
-                return Error((*BROKER, "RESPONSE"), "BLOCK")
+                return BAD_RESPONSE
         if isinstance(message, Err):
             return message.error.within("PROXY", "PROTOCOL")
         if isinstance(message, Message):
