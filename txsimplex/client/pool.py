@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,8 @@ from txsimplex.smp.errors import Error
 ERROR_TIME: Final = 30.0
 """Seconds for which a relay that could not be reached is not tried again (§5)."""
 _FAILURES_KEPT: Final = 10_000
+_FORGET_TIME: Final = 60.0
+"""Seconds between looks at what is over."""
 _MOST_HELD: Final = 4096
 """So many may wait for relays that could not be reached; others are told at once."""
 _FIRST_PAUSE: Final = 0.5
@@ -34,6 +37,14 @@ _LONGEST_PAUSE: Final = 5.0
 
 Connect = Callable[[RelayLocation], Awaitable[Session]]
 """Connects to a relay, as a proxy. Raises `ClientError` or `UnreachableError`."""
+
+
+_Key = bytes
+"""What stands for a relay: a digest of its location, which its sender may have made 16 KiB long."""
+
+
+def _key(location: RelayLocation) -> _Key:
+    return hashlib.blake2b(location.encode(), digest_size=32).digest()
 
 
 class UnreachableError(Exception):
@@ -55,12 +66,13 @@ def reason_for_senders(error: BaseException | None) -> Error:
 
 @dataclass(slots=True)
 class _Attempts:
-    """Attempts to connect to one relay, and those who wait for it.
+    """Attempts to connect to the relay at `location`, and those who wait for it.
 
     `until` is when there will be no more, in seconds of the clock; `pause` the seconds before the
     next one.
     """
 
+    location: RelayLocation
     until: float
     pause: float = _FIRST_PAUSE
     waiting: list[Deferred[RelayLink]] = field(default_factory=list)
@@ -98,12 +110,14 @@ class RelayPool:
         self._retry_time = retry_time
         self._random = random
         # In the order of use, the one used last at the end.
-        self._links: OrderedDict[RelayLocation, RelayLink] = OrderedDict()
-        self._locations: dict[RelayLink, RelayLocation] = {}
+        self._links: OrderedDict[_Key, RelayLink] = OrderedDict()
+        self._keys: dict[RelayLink, _Key] = {}
         self._sessions: dict[bytes, RelayLink] = {}
-        self._connecting: dict[RelayLocation, _Attempts] = {}
+        self._connecting: dict[_Key, _Attempts] = {}
         self._held = 0
-        self._failures: dict[RelayLocation, tuple[float, Error]] = {}
+        # In the order of time.
+        self._failures: OrderedDict[_Key, tuple[float, Error]] = OrderedDict()
+        self._forgetting: IDelayedCall | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -114,24 +128,25 @@ class RelayPool:
         """The connection with this session id."""
         link = self._sessions.get(session_id)
         if link is not None:
-            self._links.move_to_end(self._locations[link])
+            self._links.move_to_end(self._keys[link])
         return link
 
     def link(self, location: RelayLocation) -> Deferred[RelayLink]:
         """The connection to a relay; fails with `UnreachableError`."""
         waiting: Deferred[RelayLink] = Deferred()
-        link = self._links.get(location)
-        failed = self._failures.get(location)
+        key = _key(location)
+        link = self._links.get(key)
+        failed = self._failures.get(key)
         if link is not None:
-            self._links.move_to_end(location)
+            self._links.move_to_end(key)
             waiting.callback(link)
         elif failed is not None and failed[0] > self._clock.seconds():
             waiting.errback(UnreachableError(failed[1]))
         elif self._closed or not self._has_room():
             waiting.errback(UnreachableError(NETWORK))
         else:
-            self._failures.pop(location, None)
-            self._join(location, waiting)
+            self._failures.pop(key, None)
+            self._join(key, location, waiting)
         return waiting
 
     def _has_room(self) -> bool:
@@ -144,14 +159,14 @@ class RelayPool:
                 return True
         return False
 
-    def _join(self, location: RelayLocation, waiting: Deferred[RelayLink]) -> None:
+    def _join(self, key: _Key, location: RelayLocation, waiting: Deferred[RelayLink]) -> None:
         """Waits for the attempts to connect, which begin with the first to wait."""
-        attempts = self._connecting.get(location)
+        attempts = self._connecting.get(key)
         if attempts is None:
-            attempts = _Attempts(self._clock.seconds() + self._retry_time)
+            attempts = _Attempts(location, self._clock.seconds() + self._retry_time)
             attempts.waiting.append(waiting)
-            self._connecting[location] = attempts
-            self._attempt(location)
+            self._connecting[key] = attempts
+            self._attempt(key)
         elif attempts.again is None or self._hold(attempts, 1):
             attempts.waiting.append(waiting)
         else:
@@ -165,100 +180,113 @@ class RelayPool:
         attempts.held += more
         return True
 
-    def _attempt(self, location: RelayLocation) -> None:
+    def _attempt(self, key: _Key) -> None:
+        location = self._connecting[key].location
         connecting: Deferred[Session] = ensureDeferred(self._open(location))
         connecting.addCallbacks(
             self._connected,
             self._failed,
-            callbackArgs=(location,),
-            errbackArgs=(location,),
+            callbackArgs=(key,),
+            errbackArgs=(key,),
         )
 
-    def _attempt_again(self, location: RelayLocation) -> None:
-        self._connecting[location].again = None
-        self._attempt(location)
+    def _attempt_again(self, key: _Key) -> None:
+        self._connecting[key].again = None
+        self._attempt(key)
 
-    def _try_later(self, location: RelayLocation, error: BaseException | None) -> bool:
+    def _try_later(self, key: _Key, error: BaseException | None) -> bool:
         """Whether there is another attempt after one that failed with `error`."""
-        attempts = self._connecting[location]
+        attempts = self._connecting[key]
         next_at = self._clock.seconds() + attempts.pause
         passing = isinstance(error, (DisconnectedError, TimedOutError))
         if not passing or self._closed or next_at >= attempts.until:
             return False
         if not self._hold(attempts, len(attempts.waiting) - attempts.held):
             return False
-        attempts.again = self._clock.callLater(attempts.pause, self._attempt_again, location)
+        attempts.again = self._clock.callLater(attempts.pause, self._attempt_again, key)
         attempts.pause = min(2 * attempts.pause, _LONGEST_PAUSE)
         return True
 
-    def _end_attempts(self, location: RelayLocation) -> list[Deferred[RelayLink]]:
+    def _end_attempts(self, key: _Key) -> list[Deferred[RelayLink]]:
         """Who has waited for them."""
-        attempts = self._connecting.pop(location)
+        attempts = self._connecting.pop(key)
         self._held -= attempts.held
         return attempts.waiting
 
     async def _open(self, location: RelayLocation) -> Session:
         return await self._connect(location)
 
-    def _connected(self, session: Session, location: RelayLocation) -> None:
+    def _connected(self, session: Session, key: _Key) -> None:
         link = RelayLink(
             session,
-            lambda link: self._ended(location, link),
+            lambda link: self._ended(key, link),
             most=self._most,
             clock=self._clock,
             random=self._random,
         )
-        waiting = self._end_attempts(location)
+        waiting = self._end_attempts(key)
         if self._closed or not session.blocks.connected:
             link.close()
             for each in waiting:
                 each.errback(UnreachableError(NETWORK))
             return
-        self._links[location] = link
-        self._locations[link] = location
+        self._links[key] = link
+        self._keys[link] = key
         self._sessions[link.session_id] = link
         for each in waiting:
             each.callback(link)
 
-    def _failed(self, failure: Failure, location: RelayLocation) -> None:
+    def _failed(self, failure: Failure, key: _Key) -> None:
         error = failure.value
-        if self._try_later(location, error):
+        if self._try_later(key, error):
             return
         expected = isinstance(error, (ClientError, UnreachableError))
         reason = reason_for_senders(error) if expected else Error(("INTERNAL",))
-        waiting = self._end_attempts(location)
-        self._remember(location, reason)
+        waiting = self._end_attempts(key)
+        self._remember(key, reason)
         for each in waiting:
             each.errback(UnreachableError(reason))
         if not expected:
             failure.raiseException()
 
-    def _remember(self, location: RelayLocation, reason: Error) -> None:
+    def _remember(self, key: _Key, reason: Error) -> None:
         """Does not try a relay again for a while."""
+        self._forget()
         if len(self._failures) >= _FAILURES_KEPT:
-            self._forget_failures()
-        self._failures[location] = (self._clock.seconds() + self._error_time, reason)
+            self._failures.popitem(last=False)
+        self._failures[key] = (self._clock.seconds() + self._error_time, reason)
+        if self._forgetting is None and not self._closed:
+            self._forgetting = self._clock.callLater(_FORGET_TIME, self._forget_again)
 
-    def _forget_failures(self) -> None:
-        """Forgets failures that are over, and all if there are none."""
-        now = self._clock.seconds()
-        left = {where: what for where, what in self._failures.items() if what[0] > now}
-        self._failures = left if len(left) < _FAILURES_KEPT else {}
+    def _forget(self) -> None:
+        """Forgets failures that are over."""
+        now, failures = self._clock.seconds(), self._failures
+        while failures and next(iter(failures.values()))[0] <= now:
+            failures.popitem(last=False)
 
-    def _ended(self, location: RelayLocation, link: RelayLink) -> None:
-        if self._links.get(location) is link:
-            del self._links[location]
-            del self._locations[link]
+    def _forget_again(self) -> None:
+        self._forgetting = None
+        self._forget()
+        if self._failures:
+            self._forgetting = self._clock.callLater(_FORGET_TIME, self._forget_again)
+
+    def _ended(self, key: _Key, link: RelayLink) -> None:
+        if self._links.get(key) is link:
+            del self._links[key]
+            del self._keys[link]
         if self._sessions.get(link.session_id) is link:
             del self._sessions[link.session_id]
 
     def close(self) -> None:
         """Ends all connections, and makes no more."""
         self._closed = True
-        for location, attempts in list(self._connecting.items()):
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
+        for key, attempts in list(self._connecting.items()):
             if attempts.again is not None:
                 attempts.again.cancel()
-                for each in self._end_attempts(location):
+                for each in self._end_attempts(key):
                     each.errback(UnreachableError(NETWORK))
         for link in list(self._links.values()):
             link.close()
