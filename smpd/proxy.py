@@ -24,6 +24,7 @@ from txsimplex.client.link import (
     ANSWER_TIME,
     BAD_RESPONSE,
     NETWORK,
+    NO_AUTH,
     TIMED_OUT,
     VERSION,
     RelayLink,
@@ -181,8 +182,9 @@ class Proxy:
             self._count("relays_incompatible", own)
             self._refuse(client, t, key)
             return
-        if own:
+        if own and link not in self._own:
             self._own.add(link)
+            link.when_lost(self._own.discard)
         if client.reply(t.header, key.encode(client.peer.version)):
             self._count("relays_connected", own)
         else:
@@ -193,7 +195,7 @@ class Proxy:
         self, client: ProxyClient, t: Transmission, location: RelayLocation, reason: Error
     ) -> None:
         own = self._rules.is_own(location)
-        if reason == VERSION:
+        if reason in (VERSION, NO_AUTH):
             self._count("relays_incompatible", own)
         elif reason in (NETWORK, TIMED_OUT):
             self._count("relays_unreachable", own)

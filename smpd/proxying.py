@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import resource
+from typing import Any, Final
 
 from smpd.config import Settings
 from smpd.counters import Counters
@@ -18,6 +19,17 @@ from txsimplex.client.network import Network, Socks, for_each_relay, socks_at, s
 from txsimplex.client.pool import RelayPool
 from txsimplex.client.session import SMP_ALPN, Session, open_session
 from txsimplex.tls import client_context
+
+_MOST_RELAYS: Final = 10_000
+
+
+def most_relays() -> int:
+    """How many relays may be connected: a quarter of the process's file descriptors at most.
+
+    The others are for clients and the store, which fail without.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_RELAYS if files == resource.RLIM_INFINITY else min(_MOST_RELAYS, files // 4)
 
 
 def make_proxy(
@@ -40,7 +52,11 @@ def make_proxy(
         return await open_session(endpoint, location, proxy=True, context=context, clock=reactor)
 
     pool = RelayPool(
-        connect, clock=reactor, most_forwarded=given.relay_concurrency, retry_time=given.retry_time
+        connect,
+        clock=reactor,
+        most_forwarded=given.relay_concurrency,
+        most_relays=most_relays(),
+        retry_time=given.retry_time,
     )
     rules = ProxyRules(
         password=settings.queues.password,

@@ -17,7 +17,14 @@ from tests.txsimplex.client.test_link import FakeSession
 from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client import pool
 from txsimplex.client.errors import DisconnectedError, HandshakeError, IdentityError
-from txsimplex.client.link import ANSWER_TIME, BAD_RESPONSE, NETWORK, TIMED_OUT, VERSION
+from txsimplex.client.link import (
+    ANSWER_TIME,
+    BAD_RESPONSE,
+    NETWORK,
+    NO_AUTH,
+    TIMED_OUT,
+    VERSION,
+)
 from txsimplex.client.pool import RelayPool, UnreachableError
 from txsimplex.client.session import Session
 from txsimplex.keys import Algorithm, PrivateKey
@@ -240,6 +247,7 @@ def test_a_relay_that_goes_is_told_all_that_wait_for_it() -> None:
     [
         (NETWORK, "relays_unreachable"),
         (VERSION, "relays_incompatible"),
+        (NO_AUTH, "relays_incompatible"),
         (Error(("PROXY", "BROKER", "HOST")), "relays_failed"),
     ],
 )
@@ -278,6 +286,16 @@ def test_relays_of_own_domains_are_counted_apart(host: str, own: bool) -> None:
     counters = scene.counters
     assert (counters.relays_connected, counters.forwards_answered) == (1, 1)
     assert (counters.own_relays_connected, counters.own_forwards_answered) == (own, own)
+
+
+def test_a_relay_of_an_own_domain_is_forgotten_with_its_connection() -> None:
+    scene = Scene(own_domains=("example.com",))
+    session = scene.connected()
+    scene.sender.ask(c.Prxy(scene.location()))
+    scene.sender.forward(session)
+    session.lose()
+    assert scene.counters.own_forwards_failed == 1
+    assert not scene.proxy._own
 
 
 def test_nothing_of_a_queue_is_in_the_memory_of_a_session() -> None:

@@ -63,7 +63,7 @@ class RelayLink:
     """A session with a relay in which commands are forwarded.
 
     `most` is how many of them may be without an answer; more wait here. `lost` is called
-    when the connection has ended.
+    when the connection has ended. `used_at` is when it was used, in seconds of the clock.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RelayLink:
         self._sent: dict[bytes, _Waiting] = {}
         self._queue: deque[tuple[Forwarded, _Waiting]] = deque()
         self._timeouts = 0
-        self._heard_at = clock.seconds()
+        self._heard_at = self.used_at = clock.seconds()
         self._check = LoopingCall(self._check_times)
         self._check.clock = clock
         session.blocks.when_lost(self._ended)
@@ -94,6 +94,11 @@ class RelayLink:
     def session_id(self) -> bytes:
         """The session's id, by which senders name it."""
         return self._session.session_id
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection has not ended yet."""
+        return self._session.blocks.connected
 
     @property
     def load(self) -> int:
@@ -118,7 +123,8 @@ class RelayLink:
         if not self._session.blocks.connected:
             answered(NETWORK)
             return
-        waiting = _Waiting(answered, self._clock.seconds() + ANSWER_TIME)
+        self.used_at = self._clock.seconds()
+        waiting = _Waiting(answered, self.used_at + ANSWER_TIME)
         if not self._check.running:
             self._check.start(_CHECK_TIME, now=False)
         if len(self._sent) >= self._most:
@@ -203,6 +209,14 @@ class RelayLink:
     def close(self) -> None:
         """Ends the connection."""
         self._session.blocks.close()
+
+    def abort(self) -> None:
+        """Ends the connection, and waits for nothing."""
+        self._session.blocks.abort()
+
+    def when_lost(self, watcher: Callable[[RelayLink], object]) -> None:
+        """Calls `watcher` once when the connection has ended, at once if it has already."""
+        self._session.blocks.when_lost(lambda error: watcher(self))
 
     def _ended(self, error: DisconnectedError) -> None:
         if self._check.running:

@@ -28,7 +28,9 @@ from txsimplex.smp.errors import Error
 ERROR_TIME: Final = 30.0
 """Seconds for which a relay that could not be reached is not tried again (§5)."""
 _FAILURES_KEPT: Final = 10_000
-_FORGET_TIME: Final = 60.0
+IDLE_TIME: Final = 1200.0
+"""Seconds after which a connection that nobody uses is closed (§5)."""
+_SWEEP_TIME: Final = 60.0
 """Seconds between looks at what is over."""
 _MOST_HELD: Final = 4096
 """So many may wait for relays that could not be reached; others are told at once."""
@@ -87,8 +89,9 @@ class RelayPool:
     All that wait for it, at most 4,096 for all relays, learn how it ended then.
 
     `most_forwarded` is how many commands to one relay may be without an answer, `most_relays`
-    how many relays may be connected: for one more, that which was not used for the longest
-    time is left, if nothing is under way to it.
+    how many connections there may be, also those that are being made or closed: for one more,
+    that which was not used for the longest time is left, if nothing is under way to it. What
+    is not used for twenty minutes is closed, and at once what nothing can be forwarded by.
     """
 
     def __init__(
@@ -113,11 +116,13 @@ class RelayPool:
         self._links: OrderedDict[_Key, RelayLink] = OrderedDict()
         self._keys: dict[RelayLink, _Key] = {}
         self._sessions: dict[bytes, RelayLink] = {}
+        # Those that were told to close and have not yet.
+        self._leaving: dict[RelayLink, None] = {}
         self._connecting: dict[_Key, _Attempts] = {}
         self._held = 0
         # In the order of time.
         self._failures: OrderedDict[_Key, tuple[float, Error]] = OrderedDict()
-        self._forgetting: IDelayedCall | None = None
+        self._sweeping: IDelayedCall | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -139,6 +144,7 @@ class RelayPool:
         failed = self._failures.get(key)
         if link is not None:
             self._links.move_to_end(key)
+            link.used_at = self._clock.seconds()
             waiting.callback(link)
         elif failed is not None and failed[0] > self._clock.seconds():
             waiting.errback(UnreachableError(failed[1]))
@@ -151,13 +157,18 @@ class RelayPool:
 
     def _has_room(self) -> bool:
         """Whether there may be one more relay; makes room if it can."""
-        if len(self._links) + len(self._connecting) < self._most_relays:
-            return True
-        for link in self._links.values():
-            if not link.load:
-                link.close()
-                return True
-        return False
+        while len(self._links) + len(self._leaving) + len(self._connecting) >= self._most_relays:
+            link = next(iter(self._leaving), None) or self._unused()
+            if link is None:
+                return False
+            self._drop(link)
+            # At once: one that closes in order would be there beside the one it makes room for.
+            link.abort()
+        return True
+
+    def _unused(self) -> RelayLink | None:
+        """Of the connections by which nothing is under way, that used longest ago."""
+        return next((link for link in self._links.values() if not link.load), None)
 
     def _join(self, key: _Key, location: RelayLocation, waiting: Deferred[RelayLink]) -> None:
         """Waits for the attempts to connect, which begin with the first to wait."""
@@ -219,22 +230,33 @@ class RelayPool:
     def _connected(self, session: Session, key: _Key) -> None:
         link = RelayLink(
             session,
-            lambda link: self._ended(key, link),
+            self._drop,
             most=self._most,
             clock=self._clock,
             random=self._random,
         )
         waiting = self._end_attempts(key)
-        if self._closed or not session.blocks.connected:
-            link.close()
+        reason = self._reason_against(link)
+        if reason is not None:
+            if reason is not NETWORK:
+                self._remember(key, reason)
+            self._leave(link)
             for each in waiting:
-                each.errback(UnreachableError(NETWORK))
+                each.errback(UnreachableError(reason))
             return
         self._links[key] = link
         self._keys[link] = key
         self._sessions[link.session_id] = link
+        self._sweep_later()
         for each in waiting:
             each.callback(link)
+
+    def _reason_against(self, link: RelayLink) -> Error | None:
+        """Why senders cannot have a connection that was just made, if they cannot."""
+        if self._closed or not link.connected:
+            return NETWORK
+        key = link.key()
+        return key if isinstance(key, Error) else None
 
     def _failed(self, failure: Failure, key: _Key) -> None:
         error = failure.value
@@ -255,8 +277,7 @@ class RelayPool:
         if len(self._failures) >= _FAILURES_KEPT:
             self._failures.popitem(last=False)
         self._failures[key] = (self._clock.seconds() + self._error_time, reason)
-        if self._forgetting is None and not self._closed:
-            self._forgetting = self._clock.callLater(_FORGET_TIME, self._forget_again)
+        self._sweep_later()
 
     def _forget(self) -> None:
         """Forgets failures that are over."""
@@ -264,25 +285,48 @@ class RelayPool:
         while failures and next(iter(failures.values()))[0] <= now:
             failures.popitem(last=False)
 
-    def _forget_again(self) -> None:
-        self._forgetting = None
-        self._forget()
-        if self._failures:
-            self._forgetting = self._clock.callLater(_FORGET_TIME, self._forget_again)
+    # -- what is over
 
-    def _ended(self, key: _Key, link: RelayLink) -> None:
-        if self._links.get(key) is link:
+    def _sweep_later(self) -> None:
+        """One timer for all, so that using a connection costs none."""
+        if self._sweeping is None and not self._closed and (self._links or self._failures):
+            self._sweeping = self._clock.callLater(_SWEEP_TIME, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        self._forget()
+        self._close_unused()
+        self._sweep_later()
+
+    def _close_unused(self) -> None:
+        """Closes connections that nobody uses."""
+        since = self._clock.seconds() - IDLE_TIME
+        # Those after one that was used are not older.
+        while self._links and (link := next(iter(self._links.values()))).used_at <= since:
+            self._leave(link)
+
+    def _leave(self, link: RelayLink) -> None:
+        """Closes a connection in order; it counts as one until it is closed."""
+        self._drop(link)
+        if link.connected:
+            self._leaving[link] = None
+            link.close()
+
+    def _drop(self, link: RelayLink) -> None:
+        """Forgets a connection that has ended or is about to."""
+        self._leaving.pop(link, None)
+        key = self._keys.pop(link, None)
+        if key is not None:
             del self._links[key]
-            del self._keys[link]
-        if self._sessions.get(link.session_id) is link:
-            del self._sessions[link.session_id]
+            if self._sessions.get(link.session_id) is link:
+                del self._sessions[link.session_id]
 
     def close(self) -> None:
         """Ends all connections, and makes no more."""
         self._closed = True
-        if self._forgetting is not None:
-            self._forgetting.cancel()
-            self._forgetting = None
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            self._sweeping = None
         for key, attempts in list(self._connecting.items()):
             if attempts.again is not None:
                 attempts.again.cancel()

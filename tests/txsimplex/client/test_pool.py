@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import tracemalloc
 
 import pytest
 
-from tests.txsimplex.client.test_link import Pooled, place, reason
+from tests.txsimplex.client.test_link import FakeSession, Pooled, place, reason
 from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client import pool
 from txsimplex.client.errors import DisconnectedError
-from txsimplex.client.link import NETWORK
-from txsimplex.client.pool import ERROR_TIME
+from txsimplex.client.link import NETWORK, NO_AUTH, VERSION
+from txsimplex.client.pool import ERROR_TIME, IDLE_TIME, RelayPool
+from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.smp.errors import Error
+from txsimplex.smp.forwarding import Forwarded
 
 
 def large_place(number: int) -> RelayLocation:
@@ -68,3 +72,106 @@ def test_a_closed_pool_has_no_timer() -> None:
     fail(pooled, place())
     pooled.pool.close()
     assert not pooled.clock.getDelayedCalls()
+
+
+# -- links
+
+
+class SlowSession(FakeSession):
+    """The relay takes its time to close; what is aborted is gone on the reactor's next turn."""
+
+    aborted = False
+
+    def close(self) -> None:
+        """Not yet."""
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def connect(pooled: Pooled, number: int, session: FakeSession | None = None) -> FakeSession:
+    """A session with a relay, by a link that is in the pool if it can be used."""
+    pooled.link(place(number))
+    session = session or FakeSession()
+    pooled.asked.pop()[1].callback(session)
+    return session
+
+
+def small(most: int) -> Pooled:
+    pooled = Pooled()
+    pooled.pool = RelayPool(pooled.connect, clock=pooled.clock, most_relays=most)
+    return pooled
+
+
+def test_a_link_that_is_left_makes_room_once() -> None:
+    pooled = small(3)
+    sessions = [SlowSession() for _ in range(3)]
+    for number, session in enumerate(sessions):
+        connect(pooled, number, session)
+    results = [pooled.link(place(10 + number)) for number in range(40)]
+    assert len(pooled.asked) == 3
+    assert [reason(each) for each in results[3:]] == [NETWORK] * 37
+    assert [session.aborted for session in sessions] == [True] * 3
+    for session in sessions:
+        assert pooled.pool.session(session.session_id) is None
+        session.lose()
+    for _, waiting in pooled.asked:
+        waiting.callback(FakeSession())
+    assert len(pooled.pool) == 3
+
+
+def test_a_link_that_closes_counts_and_goes_first() -> None:
+    pooled = small(2)
+    unusable = SlowSession(key=False)
+    connect(pooled, 0, unusable)
+    used = connect(pooled, 1)
+    assert (len(pooled.pool), unusable.aborted) == (1, False)
+    assert pooled.link(place(2)) == []
+    assert (unusable.aborted, used.connected) == (True, True)
+    unusable.lose()
+    assert len(pooled.pool) == 1
+
+
+@pytest.mark.parametrize(
+    ("session", "told"), [(FakeSession(18, key=False), NO_AUTH), (FakeSession(7), VERSION)]
+)
+def test_what_nothing_can_be_forwarded_by_is_closed_at_once(
+    session: FakeSession, told: Error
+) -> None:
+    pooled = Pooled()
+    result = pooled.link(place())
+    connecting = pooled.asked.pop()[1]
+    connecting.callback(session)
+    assert reason(result) == told
+    assert (session.connected, len(pooled.pool)) == (False, 0)
+    assert reason(pooled.link(place())) == told
+    assert pooled.asked == []
+
+
+def test_what_nobody_uses_is_closed() -> None:
+    pooled = Pooled()
+    unused, forwarding, asked_for = (connect(pooled, number) for number in range(3))
+    key = PrivateKey.generate(Algorithm.X25519, os.urandom).public
+    for _ in range(3):
+        pooled.clock.pump([30.0] * int(IDLE_TIME / 60))
+        link = pooled.pool.session(forwarding.session_id)
+        assert link is not None
+        link.forward(Forwarded(bytes(24), 17, key, b"sealed"), lambda answer: None)
+        forwarding.respond(*forwarding.received()[0], b"answer")
+        assert pooled.link(place(2)) != []
+    assert [each.connected for each in (unused, forwarding, asked_for)] == [False, True, True]
+    assert pooled.pool.session(unused.session_id) is None
+    pooled.clock.pump([30.0] * int((IDLE_TIME + 60) / 30))
+    assert (forwarding.connected, asked_for.connected, len(pooled.pool)) == (False, False, 0)
+    pooled.clock.pump([60.0] * 2)
+    assert not pooled.clock.getDelayedCalls()
+
+
+def test_a_link_that_is_lost_while_it_closes() -> None:
+    pooled = small(1)
+    session = connect(pooled, 0, SlowSession())
+    pooled.clock.pump([60.0] * int(IDLE_TIME / 60 + 1))
+    assert session.connected
+    assert (len(pooled.pool), len(pooled.pool._leaving)) == (0, 1)
+    session.lose()
+    assert not pooled.pool._leaving
