@@ -38,6 +38,7 @@ class BlockConnection:
         self._watchers: list[Callable[[DisconnectedError], object]] = []
         self._outgoing: deque[tuple[bytes, Callable[[bytes], bytes] | None]] = deque()
         self._writable = True
+        self._room: Callable[[], object] | None = None
 
     @property
     def transport(self) -> BlockTransport:
@@ -50,6 +51,16 @@ class BlockConnection:
     def connected(self) -> bool:
         """Whether TLS is set up and the connection not yet lost."""
         return self._transport is not None and self._reason is None
+
+    @property
+    def writable(self) -> bool:
+        """Whether a block that is sent now is written, or waits in the stream at most."""
+        return self._writable and not self._outgoing
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes of blocks wait in the stream."""
+        return self._transport.buffered if self._transport is not None else 0
 
     def error(self) -> DisconnectedError:
         """The exception for what cannot be done on a connection that is not there."""
@@ -76,6 +87,7 @@ class BlockConnection:
         """The connection is closed, or TLS could not be set up."""
         self._reason = reason.getErrorMessage() or "the connection is lost"
         self._outgoing.clear()
+        self._room = None
         if not self.when_secured.called:
             self.when_secured.errback(self.error())
         self._wake_reader()
@@ -91,6 +103,8 @@ class BlockConnection:
         """The stream has room again."""
         self._writable = True
         self._write()
+        if self._room is not None and self.writable:
+            self._room()
 
     # -- what its owner calls
 
@@ -103,6 +117,10 @@ class BlockConnection:
         if self.connected:
             self._outgoing.append((content, seal))
             self._write()
+
+    def when_room(self, room: Callable[[], object]) -> None:
+        """Calls `room` each time when there is room again for what is sent."""
+        self._room = room
 
     def _write(self) -> None:
         while self._writable and self._outgoing and self.connected:

@@ -33,6 +33,8 @@ _TIMEOUTS: Final = 3
 _SILENCE: Final = 900.0
 """With so many answers missing one after the other, seconds after the last block from the
 relay until the connection is given up (§5)."""
+_STUCK: Final = 45.0
+"""Seconds in which a relay takes nothing of what is sent until the connection is given up."""
 _NONCE_SIZE: Final = 24
 _SHOWN: Final = 32
 """Characters of an unexpected answer that the sender is told of."""
@@ -62,7 +64,8 @@ class _Waiting:
 class RelayLink:
     """A session with a relay in which commands are forwarded.
 
-    `most` is how many of them may be without an answer; more wait here. `lost` is called
+    `most` is how many of them may be without an answer; more wait here, as all do while the
+    relay takes no more. `lost` is called
     when the connection has ended. `used_at` is when it was used, in seconds of the clock.
     """
 
@@ -84,10 +87,13 @@ class RelayLink:
         self._sent: dict[bytes, _Waiting] = {}
         self._queue: deque[tuple[Forwarded, _Waiting]] = deque()
         self._timeouts = 0
+        self._buffered = 0
+        self._moved_at = 0.0
         self._heard_at = self.used_at = clock.seconds()
         self._check = LoopingCall(self._check_times)
         self._check.clock = clock
         session.blocks.when_lost(self._ended)
+        session.blocks.when_room(self._room)
         session.blocks.deliver_to(self._receive)
 
     @property
@@ -126,11 +132,16 @@ class RelayLink:
         self.used_at = self._clock.seconds()
         waiting = _Waiting(answered, self.used_at + ANSWER_TIME)
         if not self._check.running:
+            self._moved_at = self.used_at
             self._check.start(_CHECK_TIME, now=False)
-        if len(self._sent) >= self._most:
+        if self._queue or not self._may_send():
             self._queue.append((forwarded, waiting))
         else:
             self._send(forwarded, waiting)
+
+    def _may_send(self) -> bool:
+        # What the stream does not take would stay in memory when its time is over.
+        return len(self._sent) < self._most and self._session.blocks.writable
 
     def _send(self, forwarded: Forwarded, waiting: _Waiting) -> None:
         assert self._box is not None
@@ -161,8 +172,13 @@ class RelayLink:
                 waiting.answered(self._answer(received))
         self._send_more()
 
+    def _room(self) -> None:
+        """The relay has taken some of what was sent."""
+        self._moved_at = self._clock.seconds()
+        self._send_more()
+
     def _send_more(self) -> None:
-        while self._queue and len(self._sent) < self._most:
+        while self._queue and self._may_send():
             self._send(*self._queue.popleft())
 
     def _answer(self, received: Received) -> bytes | Error:
@@ -196,13 +212,22 @@ class RelayLink:
             waiting.answered(TIMED_OUT)
         while self._queue and self._queue[0][1].deadline <= now:
             self._queue.popleft()[1].answered(TIMED_OUT)
-        if self._timeouts >= _TIMEOUTS and now - self._heard_at > _SILENCE:
+        silent = self._timeouts >= _TIMEOUTS and now - self._heard_at > _SILENCE
+        if silent or self._is_stuck(now):
             self._session.blocks.abort()
             return
         self._send_more()
         # Thousands of idle connections would otherwise keep the reactor busy.
-        if not self.load and self._timeouts < _TIMEOUTS and self._check.running:
+        waits = self.load or self._buffered or self._timeouts >= _TIMEOUTS
+        if not waits and self._check.running:
             self._check.stop()
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether the relay has taken nothing for long, though there is something for it."""
+        before, self._buffered = self._buffered, self._session.blocks.buffered
+        if not self._buffered or self._buffered < before:
+            self._moved_at = now
+        return now - self._moved_at > _STUCK
 
     # -- the end
 

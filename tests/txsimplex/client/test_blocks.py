@@ -96,6 +96,35 @@ def test_what_is_sent_waits_for_room_and_is_sealed_then() -> None:
     assert transport.log == [b"A", b"B", b"C", b"D"]
 
 
+def test_who_sends_learns_of_room() -> None:
+    connection, transport = connected(room=2)
+    told: list[bool] = []
+
+    def room() -> None:
+        told.append(connection.writable)
+        for content in (b"d", b"e"):
+            if connection.writable:
+                connection.send(content)
+
+    connection.when_room(room)
+    for content in (b"a", b"b"):
+        assert connection.writable
+        connection.send(content)
+    assert not connection.writable
+    connection.send(b"c")
+    transport.room = 1
+    connection.resumeProducing()
+    assert transport.log == [b"a", b"b", b"c"]
+    assert told == []
+    transport.room = 1
+    connection.resumeProducing()
+    assert transport.log == [b"a", b"b", b"c", b"d"]
+    assert told == [True]
+    lose(connection)
+    connection.resumeProducing()
+    assert told == [True]
+
+
 def test_blocks_before_the_end_can_still_be_taken() -> None:
     connection, _ = connected()
     connection.blockReceived(b"1")

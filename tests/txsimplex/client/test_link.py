@@ -58,6 +58,9 @@ class FakeSession:
         self.blocks = self
         self.connected = True
         self.sent: list[bytes] = []
+        self.writable = True
+        self.buffered = 0
+        self.room: Callable[[], object] = lambda: None
         self.deliver: Callable[[bytes], object] = lambda block: None
         self.watchers: list[Callable[[DisconnectedError], object]] = []
         self.open = PLAIN.open
@@ -67,6 +70,9 @@ class FakeSession:
 
     def when_lost(self, watcher: Callable[[DisconnectedError], object]) -> None:
         self.watchers.append(watcher)
+
+    def when_room(self, room: Callable[[], object]) -> None:
+        self.room = room
 
     def deliver_to(self, deliver: Callable[[bytes], object]) -> None:
         self.deliver = deliver
@@ -232,6 +238,56 @@ def test_time_is_watched_only_while_something_is_without_an_answer() -> None:
     side.clock.pump([1.0] * 32)
     assert side.answers[5] == TIMED_OUT
     assert side.clock.getDelayedCalls()
+
+
+def test_what_the_relay_does_not_take_is_not_sent() -> None:
+    side = Side()
+    side.forward(1)
+    side.session.writable, side.session.buffered = False, 8
+    for number in (2, 3):
+        side.forward(number)
+    assert side.link.load == 3
+    assert len(side.session.received()) == 1
+    side.session.writable, side.session.buffered = True, 0
+    side.session.room()
+    assert [each.corr_id[0] for _, each in side.session.received()] == [2, 3]
+    side.session.writable = False
+    side.session.room = lambda: None
+    side.forward(4)
+    side.clock.pump([1.0] * int(ANSWER_TIME + 2))
+    assert side.answers == dict.fromkeys((1, 2, 3, 4), TIMED_OUT)
+    assert side.session.sent == []
+    assert side.link.load == 0
+
+
+def test_a_relay_that_takes_nothing_is_given_up() -> None:
+    """Also when nobody waits any more."""
+    side = Side()
+    side.session.buffered = 8
+    side.forward(1)
+    side.session.writable = False
+    for _ in range(5):
+        # One block in half a minute is little, but shows that the relay is there.
+        side.clock.pump([1.0] * 30)
+        side.session.buffered -= 1
+    assert side.lost == []
+    side.clock.pump([1.0] * 44)
+    assert side.lost == []
+    side.clock.pump([1.0] * 3)
+    assert side.lost == [side.link]
+    assert not side.clock.getDelayedCalls()
+
+
+def test_a_relay_that_is_sent_something_after_a_long_time_is_not_given_up() -> None:
+    side = Side()
+    side.forward(1)
+    side.session.respond(*side.session.received()[0], b"")
+    side.clock.pump([1.0] * 100)
+    assert not side.clock.getDelayedCalls()
+    side.session.buffered = 8
+    side.forward(2)
+    side.clock.pump([1.0] * 30)
+    assert side.lost == []
 
 
 def test_a_lost_connection_is_told_all_that_wait() -> None:
