@@ -15,6 +15,7 @@ from smpd.proxy_settings import ProxySettings, SocksPlace
 from smpd.reach import Reach
 from torcfg.tor_process import TorProcess
 from txsimplex.addresses import HostMode, RelayLocation, SocksMode
+from txsimplex.client.names import ThreadedResolver
 from txsimplex.client.network import Network, Socks, for_each_relay, socks_at, socks_on
 from txsimplex.client.pool import RelayPool
 from txsimplex.client.session import SMP_ALPN, Session, open_session
@@ -43,7 +44,8 @@ def make_proxy(
     if not given.enabled:
         return None
     isolation = for_each_relay(os.urandom(32))
-    reach = Reach(reactor, destinations(given), network(given, own), isolation)
+    resolver = ThreadedResolver(reactor)
+    reach = Reach(reactor, destinations(given), network(given, own), isolation, resolver)
     # One for all: each takes tens of KiB, and nothing of a session stays in it.
     context = client_context(alpn=(SMP_ALPN,))
 

@@ -28,27 +28,33 @@ NO_HOST: Final = Error((*BROKER, "HOST"))
 
 
 class Reach:
-    """Makes endpoints for relays."""
+    """Makes endpoints for relays. `resolver`, if given, resolves names in the reactor's place."""
 
     def __init__(
-        self, reactor: Any, destinations: Destinations, network: Network, isolation: Isolation
+        self,
+        reactor: Any,
+        destinations: Destinations,
+        network: Network,
+        isolation: Isolation,
+        resolver: IHostnameResolver | None = None,
     ) -> None:
-        self._reactor = reactor
+        resolver = reactor.nameResolver if resolver is None else resolver
+        self._directly = _Resolving(reactor, _FilteringResolver(resolver, destinations))
+        # The SOCKS proxy itself may be where relays may not.
+        self._to_socks = _Resolving(reactor, resolver)
         self._destinations = destinations
         self._network = network
         self._isolation = isolation
 
     def endpoint(self, location: RelayLocation) -> IStreamClientEndpoint:
         """Where to connect to for a relay. Raises `UnreachableError`."""
-        network, reactor = self._network, self._reactor
+        network = self._network
         host = network.host(location)
         if host is None:
             raise UnreachableError(NO_HOST)
         if not self._allows(host):
             raise UnreachableError(NETWORK)
-        if not network.through_socks(host):
-            # The SOCKS proxy itself may be where relays may not.
-            reactor = _Resolving(reactor, self._destinations)
+        reactor = self._to_socks if network.through_socks(host) else self._directly
         try:
             return network.endpoint(reactor, location, self._isolation)
         except NoWayError:
@@ -85,12 +91,11 @@ class _Filter:
 
 @implementer(IReactorPluggableNameResolver)
 class _Resolving:
-    """The reactor, with names resolved to addresses that may be connected to."""
+    """The reactor, with another resolver of names."""
 
-    def __init__(self, reactor: Any, destinations: Destinations) -> None:
+    def __init__(self, reactor: Any, resolver: IHostnameResolver) -> None:
         self._reactor = reactor
-        self._destinations = destinations
-        self.nameResolver: IHostnameResolver = _FilteringResolver(reactor, destinations)
+        self.nameResolver = resolver
 
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
         """See `IReactorPluggableNameResolver`."""
@@ -103,8 +108,10 @@ class _Resolving:
 
 @implementer(IHostnameResolver)
 class _FilteringResolver:
-    def __init__(self, reactor: Any, destinations: Destinations) -> None:
-        self._reactor = reactor
+    """Resolves names to addresses that may be connected to."""
+
+    def __init__(self, resolver: IHostnameResolver, destinations: Destinations) -> None:
+        self._resolver = resolver
         self._destinations = destinations
 
     def resolveHostName(
@@ -116,7 +123,7 @@ class _FilteringResolver:
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
         """See `IHostnameResolver`."""
-        resolution: IHostResolution = self._reactor.nameResolver.resolveHostName(
+        resolution: IHostResolution = self._resolver.resolveHostName(
             _Filter(resolutionReceiver, self._destinations),
             hostName,
             portNumber,

@@ -139,6 +139,19 @@ def test_a_domain_is_resolved_and_its_addresses_are_checked() -> None:
     assert reactor.tcpClients == []
 
 
+def test_names_are_resolved_by_a_resolver_that_is_given() -> None:
+    """Also that of the SOCKS proxy."""
+    reactor, resolver = WatchedReactor(), WatchedReactor()
+    names: Any = resolver
+    resolver.addresses = ["10.0.0.1", "1.1.1.1"]
+    socks = socks_at(SocksProxy.parse("localhost:9050"))
+    for network in (Network(), Network(socks)):
+        reach = Reach(reactor, Destinations(), network, for_each_relay(b""), names)
+        assert connect(reach, location("smp.example.com"), reactor) == []
+    assert resolver.resolved == ["smp.example.com", "localhost"]
+    assert [client[0] for client in reactor.tcpClients[:2]] == ["1.1.1.1", "10.0.0.1"]
+
+
 def test_a_required_kind_of_host_that_is_not_there() -> None:
     reach = reach_of(WatchedReactor(), Network(TOR, SocksMode.ONION, required=True))
     with pytest.raises(UnreachableError) as caught:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
@@ -70,6 +70,7 @@ def reason_for_senders(error: BaseException | None) -> Error:
 class _Attempts:
     """Attempts to connect to the relay at `location`, and those who wait for it.
 
+    `connecting` is the one under way, `again` when the next one is.
     `until` is when there will be no more, in seconds of the clock; `pause` the seconds before the
     next one.
     """
@@ -79,6 +80,7 @@ class _Attempts:
     pause: float = _FIRST_PAUSE
     waiting: list[Deferred[RelayLink]] = field(default_factory=list)
     held: int = 0
+    connecting: Deferred[Session] | None = None
     again: IDelayedCall | None = None
 
 
@@ -192,8 +194,9 @@ class RelayPool:
         return True
 
     def _attempt(self, key: _Key) -> None:
-        location = self._connecting[key].location
-        connecting: Deferred[Session] = ensureDeferred(self._open(location))
+        attempts = self._connecting[key]
+        connecting: Deferred[Session] = ensureDeferred(self._open(attempts.location))
+        attempts.connecting = connecting
         connecting.addCallbacks(
             self._connected,
             self._failed,
@@ -210,7 +213,7 @@ class RelayPool:
         attempts = self._connecting[key]
         next_at = self._clock.seconds() + attempts.pause
         passing = isinstance(error, (DisconnectedError, TimedOutError))
-        if not passing or self._closed or next_at >= attempts.until:
+        if not passing or next_at >= attempts.until:
             return False
         if not self._hold(attempts, len(attempts.waiting) - attempts.held):
             return False
@@ -228,6 +231,9 @@ class RelayPool:
         return await self._connect(location)
 
     def _connected(self, session: Session, key: _Key) -> None:
+        if self._closed:
+            session.blocks.close()
+            return
         link = RelayLink(
             session,
             self._drop,
@@ -253,12 +259,16 @@ class RelayPool:
 
     def _reason_against(self, link: RelayLink) -> Error | None:
         """Why senders cannot have a connection that was just made, if they cannot."""
-        if self._closed or not link.connected:
+        if not link.connected:
             return NETWORK
         key = link.key()
         return key if isinstance(key, Error) else None
 
     def _failed(self, failure: Failure, key: _Key) -> None:
+        if self._closed:
+            # However an attempt ends that was cancelled.
+            failure.trap(ClientError, UnreachableError, CancelledError)
+            return
         error = failure.value
         if self._try_later(key, error):
             return
@@ -328,9 +338,12 @@ class RelayPool:
             self._sweeping.cancel()
             self._sweeping = None
         for key, attempts in list(self._connecting.items()):
+            waiting = self._end_attempts(key)
             if attempts.again is not None:
                 attempts.again.cancel()
-                for each in self._end_attempts(key):
-                    each.errback(UnreachableError(NETWORK))
+            if attempts.connecting is not None:
+                attempts.connecting.cancel()
+            for each in waiting:
+                each.errback(UnreachableError(NETWORK))
         for link in list(self._links.values()):
             link.close()

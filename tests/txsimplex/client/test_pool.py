@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import tracemalloc
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred
 
 from tests.txsimplex.client.test_link import FakeSession, Pooled, place, reason
 from txsimplex.addresses import Host, RelayLocation
@@ -14,6 +16,7 @@ from txsimplex.client import pool
 from txsimplex.client.errors import DisconnectedError
 from txsimplex.client.link import NETWORK, NO_AUTH, VERSION
 from txsimplex.client.pool import ERROR_TIME, IDLE_TIME, RelayPool
+from txsimplex.client.session import Session
 from txsimplex.keys import Algorithm, PrivateKey
 from txsimplex.smp.errors import Error
 from txsimplex.smp.forwarding import Forwarded
@@ -175,3 +178,39 @@ def test_a_link_that_is_lost_while_it_closes() -> None:
     assert (len(pooled.pool), len(pooled.pool._leaving)) == (0, 1)
     session.lose()
     assert not pooled.pool._leaving
+
+
+# -- the end
+
+
+class Heedless(Pooled):
+    """What connects takes no notice of being cancelled."""
+
+    async def connect(self, location: RelayLocation) -> Session:
+        with contextlib.suppress(CancelledError):
+            await Deferred[Session]()
+        return await super().connect(location)
+
+
+def test_a_pool_that_is_closed_waits_for_no_attempt() -> None:
+    pooled = Heedless()
+    results = [pooled.link(place()) for _ in range(2)]
+    pooled.pool.close()
+    assert [reason(each) for each in results] == [NETWORK] * 2
+    ((_, waiting),) = pooled.asked
+    late = FakeSession()
+    waiting.callback(late)
+    assert not late.connected
+
+
+@pytest.mark.parametrize("error", [DisconnectedError("lost"), CancelledError()])
+def test_an_attempt_that_ends_when_the_pool_is_closed(error: Exception) -> None:
+    pooled = Pooled()
+    result = pooled.link(place())
+    waiting = pooled.asked[0][1]
+    # So may an endpoint say that it was cancelled.
+    waiting._canceller = lambda deferred: deferred.errback(error)
+    pooled.pool.close()
+    assert waiting.called
+    assert reason(result) == NETWORK
+    assert not pooled.clock.getDelayedCalls()
