@@ -61,6 +61,12 @@ class Kind(IntEnum):
     """The connection is to be closed in order; with number 0, all of them, and the edge ends."""
     STOP_LISTENING = 10
     """No more connections are to be accepted."""
+    ANSWER = 11
+    """As `CONTENT`; and one more block of the client is being, or was, carried out."""
+    CARRIED_OUT = 12
+    """So many more blocks of the client were carried out, without an answer so far."""
+    MUCH_SENT = 13
+    """A block had many answers: the edge is to say `TAKEN` when the client has taken them."""
 
     # From an edge.
     LISTENING = 32
@@ -83,6 +89,8 @@ class Kind(IntEnum):
     """Something for the log: a `Level` and a text."""
     OPENED_BY_UNIX = 41
     """As `OPENED`, for a connection that came through a Unix socket, as from tor."""
+    TAKEN = 42
+    """The client has taken most of what was sent before `MUCH_SENT`."""
 
 
 _CONTENT: Final = Kind.CONTENT.value
@@ -103,14 +111,14 @@ head: Final = _HEAD.pack
 """What precedes a payload: ``head(size, kind, connection)``, the size of the payload in bytes."""
 
 
-def content_head(connection: int, size: int) -> bytes:
+def content_head(connection: int, size: int, kind: int = _CONTENT) -> bytes:
     """What precedes the content, of `size` bytes, of a block for a client."""
-    return _CONTENT_HEAD.pack(size + 2, _CONTENT, connection, size)
+    return _CONTENT_HEAD.pack(size + 2, kind, connection, size)
 
 
-def single_head(connection: int, size: int) -> bytes:
+def single_head(connection: int, size: int, kind: int = _CONTENT) -> bytes:
     """What precedes the one transmission, of `size` bytes, of a block for a client."""
-    return _SINGLE_HEAD.pack(size + 5, _CONTENT, connection, size + 3, 1, size)
+    return _SINGLE_HEAD.pack(size + 5, kind, connection, size + 3, 1, size)
 
 
 class Decoder:

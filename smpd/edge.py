@@ -55,18 +55,24 @@ from txsimplex.tls import server_context
 
 _BLOCK: Final = Kind.BLOCK.value
 _CONTENT: Final = Kind.CONTENT.value
+_ANSWER: Final = Kind.ANSWER.value
+MOST_UNDER_WAY: Final = 4
+"""Blocks of a client that the core has not carried out, from which on it is not read from."""
+_BUFFER: Final = Pause.BUFFER.value
 _PR_SET_PDEATHSIG: Final = 1
 
 
 class RemotePartner:
     """The partner of a session, in the core's process."""
 
-    __slots__ = ("_edge", "_full", "_peer", "_session", "number")
+    __slots__ = ("_edge", "_full", "_owes_taken", "_peer", "_session", "_under_way", "number")
 
     def __init__(self, edge: Edge, session: Session, opened: Opened, number: int) -> None:
         self._edge = edge
         self._session = session
         self._full = False
+        self._owes_taken = False
+        self._under_way = 0
         claim = opened.service
         service = None
         if claim is not None:
@@ -80,6 +86,11 @@ class RemotePartner:
     def receive(self, content: bytes | None) -> None:
         """Passes a block on, with what was found out about its commands."""
         conduit = self._edge.conduit
+        self._under_way += 1
+        if self._under_way == MOST_UNDER_WAY:
+            # What is sent for a block comes before the news that it was carried out; so what a
+            # client that reads nothing has under way is all that may come for it.
+            self._session.pause(Pause.RELAY)
         if content is None:
             conduit.put(Kind.BAD_BLOCK, self.number)
         else:
@@ -95,6 +106,9 @@ class RemotePartner:
         if self._full:
             self._full = False
             self._edge.conduit.put(Kind.READY, self.number)
+        if self._owes_taken:
+            self._owes_taken = False
+            self._edge.conduit.put(Kind.TAKEN, self.number)
 
     def end(self) -> None:
         """The connection is gone."""
@@ -109,6 +123,28 @@ class RemotePartner:
         if session.pauses and not self._full and session.full:
             self._full = True
             self._edge.conduit.put(Kind.FULL, self.number)
+
+    def answer(self, content: bytes) -> None:
+        """Sends a block, with which the core has got one further."""
+        self.content(content)
+        self._got_further(1)
+
+    def carried_out(self, payload: bytes) -> None:
+        """The core has got further."""
+        self._got_further(payload[0])
+
+    def _got_further(self, count: int) -> None:
+        was_held_back = self._under_way >= MOST_UNDER_WAY
+        self._under_way -= count
+        if was_held_back and self._under_way < MOST_UNDER_WAY:
+            self._session.resume(Pause.RELAY)
+
+    def much_sent(self, payload: bytes) -> None:
+        """The core waits until the client has taken what was sent."""
+        if self._session.pauses & _BUFFER:
+            self._owes_taken = True
+        else:
+            self._edge.conduit.put(Kind.TAKEN, self.number)
 
     def accepted(self, payload: bytes) -> None:
         """The core takes part; an id is that of the service."""
@@ -190,7 +226,9 @@ class Edge:
                 if partner is None:
                     # It is gone, and the core does not know yet.
                     continue
-                if kind == _CONTENT:
+                if kind == _ANSWER:
+                    partner.answer(payload)
+                elif kind == _CONTENT:
                     partner.content(payload)
                 else:
                     _ABOUT_CONNECTIONS[kind](partner, payload)
@@ -246,6 +284,8 @@ _ABOUT_CONNECTIONS: Final[dict[int, Callable[[RemotePartner, bytes], None]]] = {
     Kind.HOLD: RemotePartner.hold,
     Kind.GO_ON: RemotePartner.go_on,
     Kind.CLOSE: RemotePartner.close,
+    Kind.CARRIED_OUT: RemotePartner.carried_out,
+    Kind.MUCH_SENT: RemotePartner.much_sent,
 }
 
 _ABOUT_THE_EDGE: Final[dict[int, Callable[[Edge, bytes], None]]] = {

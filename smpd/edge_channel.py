@@ -5,6 +5,7 @@ One `Conversation` for each connection; what an edge sends about them ends up th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from socket import socket as Socket
 from typing import Any, Final
@@ -34,12 +35,28 @@ from txsimplex.smp.transmissions import (
 )
 
 _BLOCK: Final = Kind.BLOCK.value
+_CONTENT: Final = Kind.CONTENT.value
+_ANSWER: Final = Kind.ANSWER.value
+_MANY_UNTOLD: Final = 2
+"""Blocks that were carried out, at which the edge is told without an answer to tell it with."""
+_MUCH: Final = 16
+"""Answers to one block, in blocks, from which on the client has to take them before its next."""
 
 
 class EdgeLine:
     """A connection of an edge; the `smpd.conversation.Line` of its conversation."""
 
-    __slots__ = ("_channel", "_full", "_number", "active_at", "by_unix", "conversation")
+    __slots__ = (
+        "_channel",
+        "_full",
+        "_number",
+        "_sent",
+        "_untold",
+        "_waiting",
+        "active_at",
+        "by_unix",
+        "conversation",
+    )
 
     def __init__(
         self, channel: EdgeChannel, number: int, active_at: float, *, by_unix: bool
@@ -48,6 +65,12 @@ class EdgeLine:
         self.by_unix = by_unix
         self._number = number
         self._full = False
+        # Blocks sent since the last one of the client.
+        self._sent = 0
+        # Blocks of the client that were carried out, or are now, and the edge does not know.
+        self._untold = 0
+        # Blocks that wait until the client has taken the answers to the one before, if it has to.
+        self._waiting: deque[bytes | None] | None = None
         self.active_at = active_at
         self.conversation: Conversation | None = None
 
@@ -69,7 +92,7 @@ class EdgeLine:
         self.active_at = channel.now()
         for content in pack(transmissions):
             if not isinstance(content, TooLarge):
-                head = content_head(self._number, len(content))
+                head = content_head(self._number, len(content), self._next_kind())
                 channel.conduit.put_parts(head, (content,), len(head) + len(content))
 
     def send_parts(self, parts: Sequence[bytes]) -> None:
@@ -79,8 +102,16 @@ class EdgeLine:
         size = 0
         for part in parts:
             size += len(part)
-        head = single_head(self._number, size)
+        head = single_head(self._number, size, self._next_kind())
         channel.conduit.put_parts(head, parts, SINGLE_HEAD_SIZE + size)
+
+    def _next_kind(self) -> int:
+        """The kind of the frame with the next block for the client."""
+        self._sent += 1
+        if self._untold:
+            self._untold -= 1
+            return _ANSWER
+        return _CONTENT
 
     def stop_reading(self) -> None:
         """Lets the edge read nothing from the client."""
@@ -110,12 +141,33 @@ class EdgeLine:
         if service_id is not None:
             self._tell(Kind.ACCEPTED, service_id)
 
-    def block(self, payload: bytes) -> None:
-        """A block of the client, with what the edge has found out about it."""
+    def block(self, payload: bytes | None) -> None:
+        """A block of the client, with what the edge has found out about it; or a bad one."""
+        if self._waiting is None:
+            self._carry_out(payload)
+        else:
+            # No more than the edge lets be under way.
+            self._waiting.append(payload)
+
+    def _carry_out(self, payload: bytes | None) -> None:
         conversation = self.conversation
         if conversation is None:
             return
         self.active_at = self._channel.now()
+        self._untold += 1
+        self._sent = 0
+        if payload is None:
+            conversation.process((BAD_BLOCK,))
+        else:
+            self._process(conversation, payload)
+        if self._untold >= _MANY_UNTOLD:
+            self._tell(Kind.CARRIED_OUT, bytes((self._untold,)))
+            self._untold = 0
+        if self._sent >= _MUCH:
+            self._waiting = deque()
+            self._tell(Kind.MUCH_SENT)
+
+    def _process(self, conversation: Conversation, payload: bytes) -> None:
         proofs, start = decode_proofs(payload)
         items = conversation.peer.framing.read_commands(payload, start)
         if proofs:
@@ -132,9 +184,15 @@ class EdgeLine:
 
     def bad_block(self, payload: bytes) -> None:
         """A block that did not open."""
-        if self.conversation is not None:
-            self.active_at = self._channel.now()
-            self.conversation.process((BAD_BLOCK,))
+        self.block(None)
+
+    def client_has_taken(self, payload: bytes) -> None:
+        """The client has taken the many answers to a block: the next ones are carried out."""
+        waiting, self._waiting = self._waiting, None
+        while waiting and self._waiting is None:
+            self._carry_out(waiting.popleft())
+        if waiting:
+            self._waiting = waiting
 
     def client_full(self, payload: bytes) -> None:
         """Much is buffered for the client."""
@@ -163,6 +221,7 @@ _ABOUT_CONNECTIONS: Final[dict[int, Callable[[EdgeLine, bytes], None]]] = {
     Kind.BAD_BLOCK: EdgeLine.bad_block,
     Kind.FULL: EdgeLine.client_full,
     Kind.READY: EdgeLine.client_ready,
+    Kind.TAKEN: EdgeLine.client_has_taken,
 }
 
 

@@ -51,6 +51,8 @@ class Pause(IntFlag):
     """The relay has not yet said whether it knows the service."""
     CHANNEL = 8
     """The way to the relay is full."""
+    RELAY = 16
+    """The relay, in another process, has not yet carried out several of its blocks."""
 
 
 _BUFFER = Pause.BUFFER.value

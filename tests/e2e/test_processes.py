@@ -33,10 +33,13 @@ from tests.conformance.clients import (
     soon,
 )
 from tests.conformance.relays import Credentials, RelayProcess
+from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client.errors import ClientError
 from txsimplex.client.smp import SMPClient
 from txsimplex.keys import Algorithm, PrivateKey
+from txsimplex.smp.commands import Prxy
 from txsimplex.smp.messages import End, Msg
+from txsimplex.smp.transmissions import frame
 
 EDGES = 2
 QUOTA = {"queues.quota": 10_000}
@@ -71,6 +74,12 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process that are in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def sockets_of(pid: int) -> set[str]:
@@ -158,6 +167,30 @@ async def test_a_key_learned_by_one_edge_is_of_no_use_when_it_has_changed(relay:
     for client in (first, second, first):
         with refused("AUTH"):
             await client.subscribe(*queue.own)
+
+
+async def _unread_answers(relay: Relay, blocks: int) -> None:
+    """A client that asks for a relay 255 times with each block, and reads no answer."""
+    client = await relay.raw()
+    client.session.blocks.pause_reading()
+    location = RelayLocation((Host.parse("10.0.0.1"),), "", bytes(32))
+    asked = client.transmission(Prxy(location), corr_id=b"1")
+    for _ in range(blocks):
+        client.send_content(frame([asked] * 255))
+
+
+@ensureDeferred
+async def test_what_a_client_does_not_read_costs_an_edge_little(
+    process: RelayProcess, relay: Relay
+) -> None:
+    """Each answer is a block: all of them would be 160 MiB."""
+    before = {pid: resident(pid) for pid in edges_of(process)}
+    await _unread_answers(relay, 40)
+    other = await relay.connect()
+    for _ in range(20):
+        await pause(0.1)
+        await other.ping()
+        assert all(resident(pid) < size + 24 * 2**20 for pid, size in before.items())
 
 
 # -- edges that end

@@ -13,7 +13,8 @@ from twisted.python.failure import Failure
 
 from smpd import authorization
 from smpd.channel import Kind, Level, encode_entry
-from smpd.edge import CoresLog, Edge
+from smpd.conversation import Conversation
+from smpd.edge import MOST_UNDER_WAY, CoresLog, Edge
 from smpd.edge_channel import EdgeChannel
 from tests.smpd.people import key, new_relay, random
 from tests.smpd.wires import Client, Straight, new_service, new_sessions
@@ -115,10 +116,10 @@ def verifications(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 def test_a_key_is_learned_once(scene: Scene, verifications: Callable[[], int]) -> None:
     assert isinstance(scene.ask(c.Que(), scene.key), m.Info)
-    assert scene.told() == [Kind.CONTENT, Kind.LEARN]
+    assert scene.told() == [Kind.ANSWER, Kind.LEARN]
     for _ in range(3):
         assert isinstance(scene.ask(c.Que(), scene.key), m.Info)
-        assert scene.told() == [Kind.CONTENT]
+        assert scene.told() == [Kind.ANSWER]
     assert verifications() == 4
 
 
@@ -146,7 +147,7 @@ def test_a_key_that_has_changed(scene: Scene, verifications: Callable[[], int]) 
     assert scene.ask(c.Que(), scene.key) == AUTH
     scene.told()
     assert isinstance(scene.ask(c.Que(), new), m.Info)
-    assert scene.told() == [Kind.CONTENT, Kind.LEARN]
+    assert scene.told() == [Kind.ANSWER, Kind.LEARN]
     verifications()
     assert isinstance(scene.ask(c.Que(), new), m.Info)
     assert verifications() == 1
@@ -166,20 +167,20 @@ def test_senders_of_every_algorithm(scene: Scene, algorithm: Algorithm) -> None:
     assert scene.ask(c.Key(sender.public), scene.key) == m.Ok()
     scene.ask(c.Off(), scene.key)
     scene.told()
-    for told in ([Kind.CONTENT, Kind.LEARN], [Kind.CONTENT], [Kind.CONTENT]):
+    for told in ([Kind.ANSWER, Kind.LEARN], [Kind.ANSWER], [Kind.ANSWER]):
         command = c.Send(False, b"hello")
         # Suspended, so that no message comes; who is not permitted gets the same error.
         assert scene.ask(command, sender, scene.ids.sender_id) == AUTH
         assert scene.told() == told
         assert scene.ask(command, stranger, scene.ids.sender_id) == AUTH
-        assert scene.told() == [Kind.CONTENT]
+        assert scene.told() == [Kind.ANSWER]
 
 
 def test_new_queues_teach_nothing(scene: Scene) -> None:
     private = key()
     new = c.New(private.public, key(Algorithm.X25519).public)
     assert isinstance(scene.ask(new, private, b""), m.Ids)
-    assert scene.told() == [Kind.CONTENT]
+    assert scene.told() == [Kind.ANSWER]
 
 
 def test_commands_of_a_block(scene: Scene) -> None:
@@ -232,6 +233,92 @@ def test_an_edge_that_takes_nothing_gets_no_messages(scene: Scene) -> None:
     scene.at_core.full = False
     scene.channel._drained()
     assert isinstance(scene.answer(), m.Msg)
+
+
+def pings(scene: Scene, count: int) -> None:
+    """So many blocks of the client, while it is read from."""
+    for _ in range(count):
+        assert scene.client.wire.reading
+        scene.client.send(scene.client.transmission(c.Ping()))
+
+
+def test_a_client_is_not_read_while_the_core_has_several_of_its_blocks(scene: Scene) -> None:
+    for _ in range(2):
+        scene.at_core.hold()
+        pings(scene, MOST_UNDER_WAY)
+        reading = [scene.client.wire.reading]
+        scene.at_core.flow()
+        reading.append(scene.client.wire.reading)
+        assert reading == [False, True]
+        assert len(scene.client.received()) == MOST_UNDER_WAY
+
+
+def test_blocks_without_an_answer_hold_nobody_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that a proxy is asked for, or whose answers wait for the store."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Conversation, "process", lambda *arguments: None)
+        pings(scene, 20)
+    assert set(scene.told()) == {Kind.CARRIED_OUT}
+    pings(scene, 20)
+    assert len(scene.client.received()) == 20
+
+
+def answers_at_once(scene: Scene, count: int) -> Callable[[Conversation, object], None]:
+    """What has the core answer each block with so many blocks."""
+
+    def process(conversation: Conversation, *others: object) -> None:
+        for number in range(count):
+            scene.channel._lines[1].send_parts([b"%d" % number])
+
+    return process
+
+
+def test_a_block_with_many_answers_is_the_last_until_they_are_taken(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in one process, where a client that is full is not read from."""
+    client = scene.client
+    monkeypatch.setattr(Conversation, "process", answers_at_once(scene, 100))
+    scene.at_core.hold()
+    pings(scene, MOST_UNDER_WAY - 1)
+    client.session.blockReceived(bytes(BLOCK_SIZE))
+    scene.at_edge.hold()
+    scene.at_core.flow()
+    client.session.pauseProducing()
+    scene.at_edge.flow()
+    assert len(client.wire.blocks) == 100
+    assert scene.told()[-1] == Kind.MUCH_SENT
+    for blocks in (200, 300, 400):
+        scene.at_edge.hold()
+        client.session.resumeProducing()
+        client.session.pauseProducing()
+        scene.at_edge.flow()
+        assert len(client.wire.blocks) == blocks
+    client.session.resumeProducing()
+    assert len(client.wire.blocks) == 400
+    assert client.wire.reading
+
+
+def test_many_answers_to_a_client_that_takes_them(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conversation, "process", answers_at_once(scene, 100))
+    pings(scene, 10)
+    assert len(scene.client.wire.blocks) == 1000
+
+
+def test_a_client_that_leaves_while_its_blocks_wait(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Conversation, "process", answers_at_once(scene, 100))
+    scene.client.session.pauseProducing()
+    scene.client.send(scene.client.transmission(c.Ping()))
+    scene.client.send(scene.client.transmission(c.Ping()))
+    scene.client.leave()
+    assert len(scene.client.wire.blocks) == 100
+    assert scene.sessions.lines() == {}
 
 
 # -- services
