@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import (
     ILogObserver,
     LogEvent,
+    Logger,
     LogLevel,
     eventAsText,
     globalLogBeginner,
@@ -166,6 +167,11 @@ class RemotePartner:
         """Ends the connection in order."""
         self._session.close()
 
+    def fail(self) -> None:
+        """Ends the connection now: the client cannot be given what it was to have."""
+        self.end()
+        self._session.abort()
+
     def learn(self, payload: bytes) -> None:
         """A key that the core has verified a command of this connection with."""
         self._edge.keys.learn(*decode_learned(payload))
@@ -173,6 +179,8 @@ class RemotePartner:
 
 class Edge:
     """What an edge process does. `stop` is called when there is nothing more to do."""
+
+    log = Logger()
 
     def __init__(
         self, reactor: Any, channel: Socket, random: Random, stop: Callable[[], None]
@@ -221,19 +229,24 @@ class Edge:
 
     def _receive(self, frames: Sequence[Frame]) -> None:
         for kind, number, payload in frames:
-            if number:
-                partner = self._partners.get(number)
-                if partner is None:
-                    # It is gone, and the core does not know yet.
-                    continue
+            if not number:
+                _ABOUT_THE_EDGE[kind](self, payload)
+                continue
+            partner = self._partners.get(number)
+            if partner is None:
+                # It is gone, and the core does not know yet.
+                continue
+            try:
                 if kind == _ANSWER:
                     partner.answer(payload)
                 elif kind == _CONTENT:
                     partner.content(payload)
                 else:
                     _ABOUT_CONNECTIONS[kind](partner, payload)
-            else:
-                _ABOUT_THE_EDGE[kind](self, payload)
+            except Exception:  # noqa: BLE001
+                # Of one connection; the others have nothing to do with it.
+                self.log.failure("a connection has failed")
+                partner.fail()
 
     def _take_start(self, payload: bytes) -> None:
         self._start = Start.decode(payload)

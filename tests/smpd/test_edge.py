@@ -16,6 +16,7 @@ from smpd.channel import Kind, Level, encode_entry
 from smpd.conversation import Conversation
 from smpd.edge import MOST_UNDER_WAY, CoresLog, Edge
 from smpd.edge_channel import EdgeChannel
+from smpd.session import Session
 from tests.smpd.people import key, new_relay, random
 from tests.smpd.wires import Client, Straight, new_service, new_sessions
 from txsimplex.blocks_transport import BLOCK_SIZE
@@ -395,6 +396,28 @@ def test_what_fails_ends_one_connection(
     assert other.wire.closed == "lost"
     assert [failure.type for failure in logged_failures] == [RuntimeError]
     logged_failures.clear()
+    assert isinstance(scene.ask(c.Que(), scene.key), m.Info)
+
+
+def test_what_fails_at_the_edge_ends_one_connection(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, logged_failures: list[Failure]
+) -> None:
+    other = Client(scene.sessions)
+
+    def fails(*arguments: object) -> None:
+        raise ValueError("not what a block holds")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "send_content", fails)
+        scene.at_edge.hold()
+        other.send(other.transmission(c.Ping()), other.transmission(c.Ping()))
+        other.send(other.transmission(c.Ping()))
+        scene.at_edge.flow()
+    assert other.wire.closed == "aborted"
+    assert [failure.type for failure in logged_failures] == [ValueError]
+    logged_failures.clear()
+    other.leave()
+    assert len(scene.sessions.lines()) == 1
     assert isinstance(scene.ask(c.Que(), scene.key), m.Info)
 
 
