@@ -15,6 +15,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -28,6 +29,8 @@ _MOST = 8 * HIGH_WATER
 """Bytes that wait from which on nothing is read either, where that was asked for."""
 _AT_ONCE = 128 * 1024
 """Bytes that are not kept any longer: the other side may begin with them."""
+_MOST_READS = 64
+"""For more than the kernel keeps for a socket."""
 _PARTS = 1000
 """Of one call; the kernel takes 1024."""
 
@@ -50,6 +53,8 @@ class Conduit:
     other side is gone or has sent what is no frame. If `bounded`, nothing is read while the
     other side takes nothing; that may be so on one side only.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -121,6 +126,21 @@ class Conduit:
             self._write()
 
     def _write(self) -> None:
+        self._send()
+        parts = self._parts
+        if parts and not self._blocked:
+            self._blocked = True
+            self._attention = 0
+            self._reactor.addWriter(self)
+        elif not parts and self._blocked:
+            self._blocked = False
+            self._reactor.removeWriter(self)
+            if self._scheduled:
+                self._attention = _AT_ONCE
+        self._measure()
+
+    def _send(self) -> None:
+        """Gives the kernel what it takes."""
         parts = self._parts
         while parts:
             try:
@@ -137,16 +157,6 @@ class Conduit:
                 _drop(parts, sent)
             else:
                 parts.clear()
-        if parts and not self._blocked:
-            self._blocked = True
-            self._attention = 0
-            self._reactor.addWriter(self)
-        elif not parts and self._blocked:
-            self._blocked = False
-            self._reactor.removeWriter(self)
-            if self._scheduled:
-                self._attention = _AT_ONCE
-        self._measure()
 
     def _measure(self) -> None:
         if self._size >= HIGH_WATER:
@@ -183,7 +193,8 @@ class Conduit:
             return CONNECTION_DONE
         try:
             frames = self._decoder.take(count)
-        except ParseError:
+        except ParseError as error:
+            self.log.error("the other process does not send frames: {error}", error=str(error))
             return CONNECTION_LOST
         self._received(frames)
         return None
@@ -194,10 +205,17 @@ class Conduit:
         return None
 
     def connectionLost(self, reason: Failure) -> None:
-        """The other side is gone."""
+        """The other side is gone, or this one has failed: then the other is told why."""
         if self.open:
+            self._send()
             self.close()
             self._lost()
+
+    def read_rest(self) -> None:
+        """Takes what the other side has sent, which has ended."""
+        for _ in range(_MOST_READS):
+            if not self.open or self.doRead():
+                break
 
     def close(self) -> None:
         """Ends it, without a call of `lost`."""

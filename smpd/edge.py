@@ -195,6 +195,8 @@ class Edge:
         self._ports: list[IListeningPort] = []
         self.sessions: SessionFactory | None = None
         self.keys = KnownKeys()
+        self.told_to_end = False
+        """If not, it ends because its core is gone, or has said what it cannot follow."""
         self.conduit = Conduit(reactor, channel, self._receive, self._drained, stop)
 
     # -- for sessions
@@ -283,6 +285,7 @@ class Edge:
         stopped.addBoth(lambda result: self.conduit.put(Kind.STOPPED, 0))
 
     def _close_all(self, payload: bytes) -> None:
+        self.told_to_end = True
         if self.sessions is None or self._start is None:
             self._stop()
         else:
@@ -344,6 +347,8 @@ def main() -> None:
     globalLogBeginner.beginLoggingTo([CoresLog(edge.conduit)], redirectStandardIO=False)
     reactor.run(installSignalHandlers=False)
     sys.stdout.flush()
+    if not edge.told_to_end:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

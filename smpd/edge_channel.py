@@ -320,5 +320,7 @@ class EdgeChannel:
     def end(self) -> None:
         """The edge is gone: so are its connections."""
         if self.conduit.open:
+            # Its last frames say why, and the end of its process may be noticed before them.
+            self.conduit.read_rest()
             self.conduit.close()
             self._lost()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pytest_twisted import ensureDeferred
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from smpd.channel import HEAD_SIZE, Frame, head
 from smpd.conduit import HIGH_WATER, Conduit, pair
@@ -137,3 +138,25 @@ async def test_writing_to_who_is_gone(ends: tuple[End, End]) -> None:
     one.conduit.put(1, 1, bytes(200_000))
     await until(lambda: one.events)
     assert one.events == ["lost"]
+
+
+@ensureDeferred
+async def test_a_side_that_fails_says_why(ends: tuple[End, End]) -> None:
+    one, other = ends
+    for _ in range(2):
+        other.conduit.put(3, 4, b"this is why")
+        other.conduit.connectionLost(Failure(RuntimeError("a fault")))
+    await until(lambda: one.events)
+    assert one.frames == [(3, 4, b"this is why")]
+    assert one.events == other.events == ["lost"]
+
+
+@ensureDeferred
+async def test_what_was_sent_before_the_end_is_read(ends: tuple[End, End]) -> None:
+    one, other = ends
+    for number in range(5):
+        other.conduit.put(3, number, bytes(100_000))
+    other.conduit._flush()
+    one.conduit.read_rest()
+    assert len(one.frames) == 5
+    assert one.events == []

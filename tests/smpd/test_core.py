@@ -5,14 +5,25 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, globalLogPublisher
 from twisted.python.failure import Failure
 
-from smpd.channel import CHANNEL, Decoder, Frame, Kind, Start, decode_identity, head
+from smpd.channel import (
+    CHANNEL,
+    Decoder,
+    Frame,
+    Kind,
+    Level,
+    Start,
+    decode_identity,
+    encode_entry,
+    head,
+)
 from smpd.conversation import Conversations
 from smpd.core import Edges
 from tests.smpd.people import new_relay
@@ -46,9 +57,9 @@ class Process:
         except BlockingIOError:
             return []
 
-    def say(self, kind: Kind) -> None:
+    def say(self, kind: Kind, payload: bytes = b"") -> None:
         """Says something about itself."""
-        self.channel.send(head(0, kind, 0))
+        self.channel.send(head(len(payload), kind, 0) + payload)
 
     def end(self, by: signal.Signals | None = None) -> None:
         """It ends, in order or by a signal."""
@@ -184,6 +195,17 @@ def test_an_edge_that_ends_is_replaced_at_once_and_then_later_and_later(scene: S
     scene.processes[-1].end(signal.SIGSEGV)
     reactor.pass_time()
     assert len(scene.processes) == 11
+
+
+def test_an_edge_that_fails_has_said_why(scene: Scene) -> None:
+    """Even if the core notices its end first."""
+    logged: list[Any] = []
+    observe = cast(ILogObserver, logged.append)
+    globalLogPublisher.addObserver(observe)
+    scene.processes[0].say(Kind.LOG, encode_entry(Level.ERROR, "this is why"))
+    scene.processes[0].end(signal.SIGKILL)
+    globalLogPublisher.removeObserver(observe)
+    assert [event.get("text") for event in logged] == ["this is why", None]
 
 
 def test_an_edge_that_cannot_be_started_is_tried_again(scene: Scene) -> None:

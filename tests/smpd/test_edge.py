@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,7 +14,8 @@ from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
 from smpd import authorization
-from smpd.channel import Kind, Level, encode_entry
+from smpd.channel import HEAD_SIZE, MAX_PAYLOAD, Kind, Level, decode_entry, encode_entry, head
+from smpd.conduit import pair
 from smpd.conversation import Conversation
 from smpd.edge import MOST_UNDER_WAY, CoresLog, Edge
 from smpd.edge_channel import EdgeChannel
@@ -24,6 +27,11 @@ from txsimplex.keys import Algorithm, PrivateKey, PublicKey, verify
 from txsimplex.smp import commands as c, errors, messages as m
 
 AUTH = m.Err(errors.AUTH)
+AS_EDGE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.execv(sys.executable, [sys.executable, "-m", "smpd.edge"])
+"""
 
 
 class Scene:
@@ -449,3 +457,23 @@ def test_only_what_matters_goes_to_the_core(scene: Scene) -> None:
         (LogLevel.warn, "warn"),
         (LogLevel.error, "critical"),
     ]
+
+
+@pytest.mark.parametrize("frame", [head(3, Kind.START, 0) + b"???", head(MAX_PAYLOAD + 1, 0, 0)])
+def test_an_edge_that_fails_says_why(frame: bytes) -> None:
+    own, others = pair()
+    with others:
+        process = subprocess.Popen(
+            [sys.executable, "-c", AS_EDGE, str(others.fileno())], pass_fds=[others.fileno()]
+        )
+    with own, process:
+        own.setblocking(True)
+        own.sendall(frame)
+        said = b""
+        while received := own.recv(65536):
+            said += received
+        assert process.wait() == 1
+    assert said[4] == Kind.LOG
+    level, text = decode_entry(said[HEAD_SIZE:])
+    assert level is Level.ERROR
+    assert "not the settings of an edge" in text or "a frame that is too large" in text

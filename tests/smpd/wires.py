@@ -140,6 +140,9 @@ class Straight:
             self.receive(self._decoder.take(len(data)))
         self._busy = False
 
+    def read_rest(self) -> None:
+        """Nothing is left to be read."""
+
     def close(self) -> None:
         """The end."""
         self.open = False
