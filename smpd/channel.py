@@ -67,6 +67,8 @@ class Kind(IntEnum):
     """So many more blocks of the client were carried out, without an answer so far."""
     MUCH_SENT = 13
     """A block had many answers: the edge is to say `TAKEN` when the client has taken them."""
+    PING = 14
+    """The edge is to say `PONG`."""
 
     # From an edge.
     LISTENING = 32
@@ -91,6 +93,8 @@ class Kind(IntEnum):
     """As `OPENED`, for a connection that came through a Unix socket, as from tor."""
     TAKEN = 42
     """The client has taken most of what was sent before `MUCH_SENT`."""
+    PONG = 43
+    """The edge has come to the `PING`."""
 
 
 _CONTENT: Final = Kind.CONTENT.value

@@ -31,6 +31,12 @@ _LIVES_LONG: Final = 60.0
 """Seconds after which the end of an edge has nothing to do with its beginning."""
 _STOP_TIME: Final = 2.0
 """Seconds that an edge has beyond what its connections have."""
+PING_INTERVAL: Final = 5.0
+"""Seconds from one question to an edge whether it is alive to the next."""
+_MOST_SILENT: Final = 6
+"""Intervals without a word, after which an edge is ended."""
+_LATE: Final = 1.0
+"""Seconds by which the core looks too late for an interval to count."""
 
 
 class _Watch(ProcessProtocol):
@@ -42,6 +48,32 @@ class _Watch(ProcessProtocol):
     def processEnded(self, reason: Failure) -> None:
         """Called by the reactor."""
         self._ended(reason)
+
+
+class Silence:
+    """How long an edge has said nothing, though it was asked and the core would have heard it.
+
+    To be looked at every `PING_INTERVAL` seconds, from `now` on.
+    """
+
+    __slots__ = ("_due", "_intervals")
+
+    def __init__(self, now: float) -> None:
+        self._due = now + PING_INTERVAL
+        self._intervals = 0
+
+    def too_long(self, now: float, *, heard: bool) -> bool:
+        """Whether the edge hangs; `heard` says whether something has come since the last time.
+
+        An interval that was longer does not count: the core was stopped, perhaps with its edges,
+        or it, or the whole machine, has too much to do.
+        """
+        if heard:
+            self._intervals = 0
+        elif now - self._due < _LATE:
+            self._intervals += 1
+        self._due = now + PING_INTERVAL
+        return self._intervals >= _MOST_SILENT
 
 
 class EdgeProcess:
@@ -57,6 +89,7 @@ class EdgeProcess:
         self._started_at = 0.0
         self._delay = 0.0
         self._restart: IDelayedCall | None = None
+        self._ping: IDelayedCall | None = None
         self._stopping = False
         self.listening: Deferred[None] | None = Deferred()
         self._stopped: Deferred[None] | None = None
@@ -104,14 +137,42 @@ class EdgeProcess:
         start = replace(edges.start, listening=tuple(places))
         self._channel.conduit.put(Kind.START, 0, start.encode())
         self.show(edges.identity)
+        self._ask_again(Silence(self._started_at))
 
     def show(self, identity: RelayIdentity) -> None:
         """Lets the edge show this identity from now on."""
         self._tell(Kind.IDENTITY, encode_identity(identity))
 
+    def _ask_again(self, silence: Silence) -> None:
+        """Asks whether it is alive, and again every few seconds; ends it if it never is."""
+        self._tell(Kind.PING)
+        self._ping = self._edges.reactor.callLater(PING_INTERVAL, self._check, silence)
+
+    def _check(self, silence: Silence) -> None:
+        self._ping = None
+        channel = self._channel
+        if channel is None:
+            return
+        heard, channel.heard = channel.heard, False
+        if silence.too_long(self._edges.reactor.seconds(), heard=heard):
+            self.log.error(
+                "an edge process has not answered for {seconds:.0f} seconds: it is ended",
+                seconds=_MOST_SILENT * PING_INTERVAL,
+            )
+            self._kill()
+        else:
+            self._ask_again(silence)
+
+    def _ask_no_more(self) -> None:
+        if self._ping is not None:
+            self._ping.cancel()
+            self._ping = None
+
     def stop_accepting(self) -> Deferred[None]:
         """Lets it accept no more connections; fires when what it has received is here."""
         self._stopping = True
+        # It has its time for that, and is ended when that is over.
+        self._ask_no_more()
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
@@ -170,6 +231,7 @@ class EdgeProcess:
 
     def _has_ended(self, reason: Failure) -> None:
         self._process = None
+        self._ask_no_more()
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.end()

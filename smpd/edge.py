@@ -284,6 +284,9 @@ class Edge:
         stopped = gatherResults([maybeDeferred(port.stopListening) for port in ports])
         stopped.addBoth(lambda result: self.conduit.put(Kind.STOPPED, 0))
 
+    def _pong(self, payload: bytes) -> None:
+        self.conduit.put(Kind.PONG, 0)
+
     def _close_all(self, payload: bytes) -> None:
         self.told_to_end = True
         if self.sessions is None or self._start is None:
@@ -309,6 +312,7 @@ _ABOUT_THE_EDGE: Final[dict[int, Callable[[Edge, bytes], None]]] = {
     Kind.IDENTITY: Edge._take_identity,
     Kind.STOP_LISTENING: Edge._stop_listening,
     Kind.CLOSE: Edge._close_all,
+    Kind.PING: Edge._pong,
 }
 
 

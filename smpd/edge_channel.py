@@ -228,8 +228,8 @@ _ABOUT_CONNECTIONS: Final[dict[int, Callable[[EdgeLine, bytes], None]]] = {
 class EdgeChannel:
     """The channel to one edge, and its connections.
 
-    `told` is called with what the edge says about itself: `Kind.LISTENING` and `Kind.STOPPED`;
-    `lost` when the edge is gone.
+    `told` is called with what the edge says about itself: `Kind.LISTENING`, `Kind.STOPPED` and
+    `Kind.PONG`; `lost` when the edge is gone.
     """
 
     log = Logger()
@@ -248,6 +248,8 @@ class EdgeChannel:
         self._tell_lost = lost
         self._lines: dict[int, EdgeLine] = {}
         self._stalled: set[EdgeLine] = set()
+        self.heard = False
+        """Set whenever something has come; for who wants to know whether the edge is alive."""
         self.conduit = Conduit(
             reactor, sock, self._receive, self._drained, self._lost, bounded=True
         )
@@ -273,6 +275,7 @@ class EdgeChannel:
             line.go_on()
 
     def _receive(self, frames: Sequence[Frame]) -> None:
+        self.heard = True
         for kind, number, payload in frames:
             try:
                 if kind == _BLOCK:

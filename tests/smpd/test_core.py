@@ -147,8 +147,8 @@ def test_edges_are_told_what_to_do(scene: Scene) -> None:
     assert [each.descriptors[4] for each in (first, second)] == [20, 22]
     assert [each.descriptors[5] for each in (first, second)] == [21, 21]
     for process in (first, second):
-        start, identity = process.told()
-        assert (start[0], identity[0]) == (Kind.START, Kind.IDENTITY)
+        start, identity, ping = process.told()
+        assert (start[0], identity[0], ping[0]) == (Kind.START, Kind.IDENTITY, Kind.PING)
         assert Start.decode(start[2]).listening == (4, 5)
         assert decode_identity(identity[2]).key_hash == scene.edges.identity.key_hash
 
@@ -206,6 +206,44 @@ def test_an_edge_that_fails_has_said_why(scene: Scene) -> None:
     scene.processes[0].end(signal.SIGKILL)
     globalLogPublisher.removeObserver(observe)
     assert [event.get("text") for event in logged] == ["this is why", None]
+
+
+def pass_seconds(scene: Scene, seconds: int, *answering: Process, step: int = 1) -> None:
+    """Time goes by, and these edges answer what they are asked."""
+    for _ in range(seconds // step):
+        scene.reactor.pass_time(step)
+        for process in answering:
+            if any(kind == Kind.PING for kind, _, _ in process.told()):
+                process.say(Kind.PONG)
+
+
+def test_an_edge_that_does_not_answer_is_ended(scene: Scene) -> None:
+    first, second = scene.processes
+    pass_seconds(scene, 25, second)
+    assert first.signals == []
+    pass_seconds(scene, 15, second)
+    assert (first.signals, second.signals) == (["KILL"], [])
+    first.end(signal.SIGKILL)
+    scene.reactor.pass_time()
+    third = scene.processes[2]
+    pass_seconds(scene, 300, second, third)
+    assert second.signals == third.signals == []
+
+
+def test_an_edge_that_answers_late_is_not_ended(scene: Scene) -> None:
+    """It has had much to do. Whatever it says counts."""
+    for _ in range(10):
+        pass_seconds(scene, 25)
+        for process in scene.processes:
+            process.say(Kind.LISTENING)
+    assert [process.signals for process in scene.processes] == [[], []]
+
+
+def test_only_time_in_which_the_core_has_run_counts(scene: Scene) -> None:
+    """Whoever stops the core may have stopped its edges, and whoever is busy hears nothing."""
+    pass_seconds(scene, 3600, step=60)
+    pass_seconds(scene, 400, step=8)
+    assert [process.signals for process in scene.processes] == [[], []]
 
 
 def test_an_edge_that_cannot_be_started_is_tried_again(scene: Scene) -> None:
