@@ -67,6 +67,7 @@ class Conversation:
 
     __slots__ = (
         "_asked",
+        "_closing",
         "_conversations",
         "_ended",
         "_held",
@@ -84,6 +85,7 @@ class Conversation:
         self._held: deque[Outcome] | None = None
         self._late: LateAnswers | None = None
         self._asked = 0
+        self._closing = False
         self._ended = False
         self._stopped = False
         self.peer = peer
@@ -166,6 +168,8 @@ class Conversation:
             raise
         finally:
             self._go_on_reading()
+            if self._closing:
+                self._close_when_answered()
             if self._ended and not self._asked:
                 self._leave()
 
@@ -178,6 +182,7 @@ class Conversation:
         """Reads again, if it was stopped and nothing is too much any more."""
         if (
             self._stopped
+            and not self._closing
             and self._asked < _MOST_HELD
             and (self._held is None or len(self._held) < _MOST_HELD)
             and (self._late is None or len(self._late) < MOST_LATE)
@@ -198,6 +203,16 @@ class Conversation:
         forwarding = self.peer.forwarding
         if forwarding is not None and forwarding.is_full:
             # The proxy connects again, and gets another key.
+            self._closing = True
+            self._stop_reading()
+            self._close_when_answered()
+
+    def _close_when_answered(self) -> None:
+        """Ends the connection in order, unless something waits for the store: it is called again.
+
+        What would be lost is not only answers: their senders would send once more.
+        """
+        if not self._asked and self._held is None:
             self.settle()
             self._line.close()
 
@@ -334,6 +349,8 @@ class Conversation:
     def _after_release(self, held: deque[Outcome]) -> None:
         if not held:
             self._end_hold()
+        if self._closing:
+            self._close_when_answered()
         self._go_on_reading()
 
     def _end_hold(self) -> None:

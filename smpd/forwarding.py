@@ -33,6 +33,10 @@ _VERSIONS_KEPT: Final = 32
 _NO_AUTH: Final = Error(("PROXY", "BROKER", "TRANSPORT", "NO_AUTH"))
 
 
+class SessionFull(Exception):
+    """No more keys can be remembered (§3.4): a command that was not seen before is left out."""
+
+
 @dataclass(slots=True)
 class Opened:
     """A forwarded command, as its sender made it, and how its answer is sealed.
@@ -75,7 +79,11 @@ class Forwarding:
         return self._seen is not None and self._seen.is_full
 
     def open(self, t: Transmission, command: c.Rfwd) -> Opened:
-        """What a RFWD brings. Raises `CommandError` for what the proxy is told (§3.1)."""
+        """What a RFWD brings.
+
+        Raises `CommandError` for what the proxy is told (§3.1), and `SessionFull` for a command
+        that is not executed since it could not be told from the same one when that comes again.
+        """
         try:
             plain = open_rfwd(self._box, t.corr_id, command.transmission)
         except BoxError:
@@ -93,9 +101,13 @@ class Forwarding:
             content = open_forwarded(box, forwarded.corr_id, forwarded.sealed)
         except (BoxError, ParseError):
             raise CommandError(errors.CRYPTO) from None
-        if self._seen is not None and self._seen.add(forwarded.key.raw):
-            # A sender makes a key for each command: this one was executed already.
-            raise CommandError(errors.PROHIBITED)
+        if self._seen is not None:
+            full = self._seen.is_full
+            if self._seen.add(forwarded.key.raw):
+                # A sender makes a key for each command: this one was executed already.
+                raise CommandError(errors.PROHIBITED)
+            if full:
+                raise SessionFull
         items = peer.framing.read_commands(content)
         if len(items) != 1:
             raise CommandError(errors.BLOCK)
@@ -127,7 +139,7 @@ def opened(peer: Peer, t: Transmission, command: c.Rfwd, keys_remembered: int) -
     """What a RFWD on a connection brings; the first one makes it that of a proxy.
 
     `keys_remembered` is how many keys of commands are remembered to refuse them if they
-    come again, 0 for none. Raises `CommandError`.
+    come again, 0 for none. Raises `CommandError` and `SessionFull`.
     """
     if peer.secret is None:
         raise CommandError(_NO_AUTH)

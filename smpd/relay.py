@@ -16,7 +16,7 @@ from typing import Any, Final
 from smpd.authorization import Authority, CommandError, check_service
 from smpd.counters import Counters
 from smpd.execution import Execution
-from smpd.forwarding import Opened, opened
+from smpd.forwarding import Opened, SessionFull, opened
 from smpd.lookups import lookups
 from smpd.notifications import Notifications
 from smpd.peers import Peer
@@ -84,13 +84,17 @@ class Relay(Elsewhere):
     # -- connections
 
     def open_forwarded(self, peer: Peer, items: Sequence[Transmission | Refused]) -> Sequence[Item]:
-        """The commands of a block with those opened that came by way of a proxy."""
+        """The commands of a block with those opened that came by way of a proxy.
+
+        Without those that come when no more keys can be remembered: they are neither executed
+        nor answered, and the proxy finds their connection closed (smp-proxy.md §3.4).
+        """
         for item in items:
             if type(item) is Transmission and type(item.command) is c.Rfwd:
-                return [self._open(peer, each) for each in items]
+                return [one for each in items if (one := self._open(peer, each)) is not None]
         return items
 
-    def _open(self, peer: Peer, item: Transmission | Refused) -> Item:
+    def _open(self, peer: Peer, item: Transmission | Refused) -> Item | None:
         if type(item) is not Transmission or type(item.command) is not c.Rfwd:
             return item
         try:
@@ -100,6 +104,8 @@ class Relay(Elsewhere):
             return opened(peer, item, item.command, self.rules.forwarded_keys)
         except CommandError as refused:
             return Refused(item.header, refused.error)
+        except SessionFull:
+            return None
 
     def lookups(self, peer: Peer, items: Sequence[Item]) -> list[Wanted] | None:
         """What `process` will look at in the store; None if it has nothing to do with it."""
