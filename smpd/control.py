@@ -133,6 +133,11 @@ class _Connections(Factory):
         return _Connection(self._requests, self.connections)
 
 
+def _is_gone(failure: Failure) -> None:
+    """A socket that somebody has removed already does not have to be."""
+    failure.trap(FileNotFoundError)
+
+
 class ControlSocket(Service):
     """Listens at a path while the relay runs."""
 
@@ -175,4 +180,4 @@ class ControlSocket(Service):
         for connection in list(self._factory.connections):
             connection.transport.loseConnection()
         port, self._port = self._port, None
-        return None if port is None else maybeDeferred(port.stopListening)
+        return None if port is None else maybeDeferred(port.stopListening).addErrback(_is_gone)

@@ -10,7 +10,7 @@ from typing import Any
 
 from OpenSSL import SSL
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from twisted.logger import Logger
@@ -203,11 +203,19 @@ class Listener(Service):
         if isinstance(sessions, Edges):
             yield sessions.stop_accepting()
         ports, self.ports = self.ports, []
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        stopped = [maybeDeferred(port.stopListening) for port in ports]
+        yield DeferredList([each.addErrback(self._not_closed) for each in stopped])
         if conversations is not None and sessions is not None:
             # What waits is answered before the connections are closed.
             conversations.settle()
             yield sessions.close_all(_CLOSE_TIME)
+
+    def _not_closed(self, failure: Failure) -> None:
+        # A path that is gone has not to be removed. Others may be where the user may not write.
+        if not isinstance(failure.value, FileNotFoundError):
+            self.log.error(
+                "a port could not be closed in order: {error}", error=failure.getErrorMessage()
+            )
 
 
 def allow_connections() -> None:

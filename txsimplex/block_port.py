@@ -123,7 +123,21 @@ class BlockPort(tcp.Port):
         _accept(self, super().doRead)
 
 
-class UnixBlockPort(unix.Port):
+class UnixPort(unix.Port):
+    """Twisted's, which is closed even if its path cannot be removed."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Called by the reactor; a path that somebody has removed already is no failure."""
+        try:
+            super().connectionLost(reason)
+        except OSError as error:
+            # Twisted has left the socket open.
+            tcp.Port.connectionLost(self, reason)
+            if not isinstance(error, FileNotFoundError):
+                raise
+
+
+class UnixBlockPort(UnixPort):
     """Listens on a Unix socket."""
 
     transport: Any = UnixBlockServer

@@ -11,7 +11,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 from zope.interface import directlyProvides, providedBy
 
-from txsimplex.block_port import BACKLOG, BlockPort, ReceiverFactory, UnixBlockPort
+from txsimplex.block_port import BACKLOG, BlockPort, ReceiverFactory, UnixBlockPort, UnixPort
 from txsimplex.block_server import HandshakeBudget
 from txsimplex.block_stream import BlockStream
 from txsimplex.blocks_transport import BlockReceiverFactory, TransportLimits
@@ -159,7 +159,9 @@ class _BlockPorts:
             remove_stale(address)
         backlog = BACKLOG if self._default_backlog else backlog
         if not isinstance(factory, _StreamFactory):
-            return _silent(self._reactor.listenUNIX(address, factory, backlog, mode))
+            port = UnixPort(address, factory, backlog, mode, self._reactor)
+            port.startListening()
+            return _silent(port)
         block_port = UnixBlockPort(
             address,
             factory.receivers,

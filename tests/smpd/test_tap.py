@@ -260,6 +260,40 @@ async def test_stopping_does_not_wait_for_who_says_nothing(directory: Path) -> N
         await client.lost()
 
 
+@pytest.mark.parametrize("endpoint", ["unix", "haproxy:unix"])
+@pytest.mark.parametrize("gone", ["socket", "right to remove it"])
+@in_reactor
+async def test_a_socket_that_cannot_be_removed_spoils_no_stop(
+    directory: Path, endpoint: str, gone: str
+) -> None:
+    """What is under way is answered and all connections are closed; only what is odd is logged."""
+    from twisted.internet import reactor
+
+    within = directory / "sockets"
+    within.mkdir()
+    path = within / "smpd.sock"
+    configure(directory, f"{endpoint}:{path} tcp:0:interface=127.0.0.1")
+    started = start(directory)
+    port = started.listener.ports[1].getHost().port  # type: ignore[attr-defined]
+    key_hash = started.sessions.identity.key_hash
+    location = RelayLocation((Host.parse("127.0.0.1"),), str(port), key_hash)
+    client = await connect(TCP4ClientEndpoint(reactor, "127.0.0.1", port), location)
+    path.unlink()
+    if gone != "socket":
+        # What is there cannot be removed by who runs as root either.
+        path.mkdir()
+    with capturedLogs() as events:
+        await started.stopService()
+    await client.lost()
+    assert started.sessions.connections == 0
+    said = [formatEvent(event) for event in events if event["log_level"] >= LogLevel.warn]
+    if gone == "socket":
+        assert said == []
+    else:
+        (sentence,) = said
+        assert sentence.startswith("a port could not be closed in order: ")
+
+
 async def stopped(service: RelayService) -> None:
     await service.stopService()
 

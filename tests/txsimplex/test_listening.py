@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet import endpoints, tcp, unix
+from twisted.internet import endpoints, tcp
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
 from tests.coroutines import finish, in_reactor, until
 from tests.txsimplex.block_peers import Echo, Receivers, Recorder, block, connect
 from txsimplex import block_port
-from txsimplex.block_port import BlockPort, UnixBlockPort
+from txsimplex.block_port import BlockPort, UnixBlockPort, UnixPort
 from txsimplex.blocks_transport import TransportLimits
 from txsimplex.listening import adopt, listen
 
@@ -134,7 +134,7 @@ async def test_any_other_endpoint_on_a_unix_socket(
     tmp_path: Path, ports: list[IListeningPort]
 ) -> None:
     port = await listening(ports, f"haproxy:unix:{tmp_path / 'socket'}", Receivers())
-    assert type(port) is unix.Port
+    assert type(port) is UnixPort
 
 
 class HandedOver:
