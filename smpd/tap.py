@@ -228,10 +228,15 @@ class Reload(Service):
             self.log.info("not in the main thread: SIGHUP does not reload the certificate")
 
     def stopService(self) -> None:
-        """Gives the signal back."""
+        """Gives the signal back; if it would end the process otherwise, it does nothing now.
+
+        A stop may take some seconds, which is when a rotated certificate or log must not end
+        it. A function, unlike SIG_IGN, is not passed on to processes that are started later.
+        """
         super().stopService()
         if self._former is not None:
-            signal.signal(signal.SIGHUP, self._former)
+            former = self._former if callable(self._former) else _nothing
+            signal.signal(signal.SIGHUP, former)
             self._former = None
 
     def reload(self) -> None:
@@ -246,6 +251,10 @@ class Reload(Service):
             return
         self._sessions.show(shown(identity), context(self._settings, identity))
         self.log.info("new connections are shown the certificate read now")
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler of a signal that is ignored."""
 
 
 def load_identity(settings: Settings) -> ServerIdentity:

@@ -16,6 +16,7 @@ from pytest_twisted import ensureDeferred
 from tests.conformance.clients import Connection, Relay, pause, soon
 from tests.conformance.relays import Credentials, RelayProcess
 from tests.e2e.streams import stop_reading
+from txsimplex.client.raw import RawClient
 from txsimplex.keys import Algorithm
 from txsimplex.smp.transmissions import frame
 
@@ -32,6 +33,24 @@ async def until_logged(process: RelayProcess, text: str) -> None:
     """Waits until the process has logged something."""
     while text not in process.log:
         await pause(0.02)
+
+
+async def stalled(relay: Relay) -> RawClient:
+    """A client that takes none of so many answers that a stop in order is not over soon."""
+    client, other = await relay.raw(), await relay.connect()
+    stop_reading(client.session.blocks)
+    content = frame([client.transmission(b"PING")])
+    for _ in range(1500):
+        client.send_content(content)
+    # Until the relay, which runs all the time, takes no more: it cannot get rid of answers.
+    former, same = 0, 0
+    while same < 10:
+        await pause(0.1)
+        await other.ping()
+        buffered = client.session.blocks.transport.buffered
+        same = same + 1 if buffered and buffered == former else 0
+        former = buffered
+    return client
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -57,19 +76,7 @@ async def test_a_second_signal_stops_it_at_once(
     """Not even a client that takes nothing delays it any more."""
     with RelayProcess(tmp_path, Credentials.make(Algorithm.ED25519)) as process:
         relay = Relay(process, connections)
-        client, other = await relay.raw(), await relay.connect()
-        stop_reading(client.session.blocks)
-        content = frame([client.transmission(b"PING")])
-        for _ in range(1500):
-            client.send_content(content)
-        # Until the relay, which runs all the time, takes no more: it cannot get rid of answers.
-        former, same = 0, 0
-        while same < 10:
-            await pause(0.1)
-            await other.ping()
-            buffered = client.session.blocks.transport.buffered
-            same = same + 1 if buffered and buffered == former else 0
-            former = buffered
+        await stalled(relay)
         os.kill(process.pid, signal.SIGTERM)
         await soon(until_logged(process, "Received SIGTERM"))
         # Connections have 5 seconds to take what is buffered for them.
@@ -79,3 +86,22 @@ async def test_a_second_signal_stops_it_at_once(
         await ended(process)
         assert process.status == 128 + signal.SIGTERM
         assert not process.new_faults()
+
+
+@ensureDeferred
+async def test_sighup_does_not_end_a_stop(tmp_path: Path, connections: list[Connection]) -> None:
+    """What is in memory is written at its end."""
+    snapshot = tmp_path / "snapshot"
+    settings = {"store.kind": "memory", "store.snapshot": str(snapshot)}
+    with RelayProcess(tmp_path, Credentials.make(Algorithm.ED25519), settings) as process:
+        client = await stalled(Relay(process, connections))
+        os.kill(process.pid, signal.SIGTERM)
+        await soon(until_logged(process, "Received SIGTERM"))
+        await pause(0.5)
+        assert process.running
+        os.kill(process.pid, signal.SIGHUP)
+        await ended(process)
+        assert not process.new_faults()
+        assert "Server Shut Down" in process.log
+        assert snapshot.exists()
+        await soon(client.lost())

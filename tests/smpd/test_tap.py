@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -258,6 +259,21 @@ async def test_stopping_does_not_wait_for_who_says_nothing(directory: Path) -> N
         # Others have five seconds.
         assert time.monotonic() - begun < 4
         await client.lost()
+
+
+@pytest.mark.parametrize("former", [signal.SIG_DFL, lambda number, frame: None])
+@in_reactor
+async def test_sighup_ends_no_process_that_stops(directory: Path, former: Any) -> None:
+    """Who had a handler has it again; but in place of the default one nothing is done."""
+    before = signal.signal(signal.SIGHUP, former)
+    try:
+        await start(directory).stopService()
+        now = signal.getsignal(signal.SIGHUP)
+        assert callable(now)
+        assert now is former or former is signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("endpoint", ["unix", "haproxy:unix"])
