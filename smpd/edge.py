@@ -43,6 +43,7 @@ from smpd.channel import (
 )
 from smpd.conduit import Conduit
 from smpd.known_keys import KnownKeys
+from smpd.open_files import most_connections
 from smpd.peers import Opened, Peer, PeerService
 from smpd.session import Pause, Session, SessionFactory, SessionLimits
 from txsimplex import fast_reactor
@@ -269,7 +270,13 @@ class Edge:
 
     def _listen(self, start: Start, identity: RelayIdentity, context: Any) -> None:
         versions = VersionRange(start.minimum_version, start.maximum_version)
-        limits = SessionLimits(start.handshake_time, start.send_queue, versions, start.most_by_unix)
+        limits = SessionLimits(
+            start.handshake_time,
+            start.send_queue,
+            versions,
+            start.most_by_unix,
+            most_connections(),
+        )
         self.sessions = SessionFactory(self, identity, context, limits, self._reactor, self._random)
         transport_limits = TransportLimits(
             start.setup_time, start.close_time, start.high_water, start.low_water

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import resource
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from smpd.conversation import Conversations
 from smpd.core import Edges
 from smpd.endpoints import behind_proxy
 from smpd.onion import onion_host
+from smpd.open_files import allow_connections
 from smpd.session import Session, SessionFactory
 from torcfg.circuit_connections import CircuitFactory
 from torcfg.circuits import Circuits
@@ -216,12 +216,6 @@ class Listener(Service):
             self.log.error(
                 "a port could not be closed in order: {error}", error=failure.getErrorMessage()
             )
-
-
-def allow_connections() -> None:
-    """Raises the soft limit of open files, one per connection, to the hard one."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def transport_limits(settings: Settings) -> TransportLimits:

@@ -16,6 +16,7 @@ from OpenSSL import SSL
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from smpd.conversation import Conversations
@@ -55,6 +56,9 @@ class Pause(IntFlag):
     """The relay, in another process, has not yet carried out several of its blocks."""
 
 
+_SILENCE = 60.0
+"""Seconds in which it is said once that connections are refused."""
+
 _BUFFER = Pause.BUFFER.value
 
 
@@ -63,13 +67,15 @@ class SessionLimits:
     """`handshake_time` in seconds from TLS to the end of the handshake; `send_queue` in blocks.
 
     While that many blocks wait to be written, a connection gets no messages of others.
-    `most_by_unix` connections may come through Unix sockets, 0 for any number.
+    `most_by_unix` connections may come through Unix sockets, 0 for any number. `most` is how
+    many there may be at all, 0 for any number: the process needs open files for other things.
     """
 
     handshake_time: float = 120.0
     send_queue: int = 128
     versions: VersionRange = SMP_RANGE
     most_by_unix: int = 0
+    most: int = 0
 
 
 class Partner(Protocol):
@@ -368,6 +374,8 @@ class SessionFactory:
     certificates are checked at.
     """
 
+    log = Logger()
+
     def __init__(
         self,
         meeting: Meeting,
@@ -390,6 +398,7 @@ class SessionFactory:
         self.by_unix: set[Session] = set()
         """Those that have come through Unix sockets, as from tor."""
         self._closed: Deferred[None] | None = None
+        self._silent_until = 0.0
 
     @property
     def connections(self) -> int:
@@ -403,6 +412,10 @@ class SessionFactory:
 
     def buildReceiver(self, address: IAddress) -> Session | None:
         """A session for a connection that was just accepted; None when there are enough."""
+        limit = self.limits.most
+        if limit and len(self.sessions) >= limit:
+            self._say_that_there_are_enough(limit)
+            return None
         by_unix = isinstance(address, UNIXAddress)
         most = self.limits.most_by_unix
         if by_unix and most and len(self.by_unix) >= most:
@@ -412,6 +425,15 @@ class SessionFactory:
         if by_unix:
             self.by_unix.add(session)
         return session
+
+    def _say_that_there_are_enough(self, limit: int) -> None:
+        if self.now() >= self._silent_until:
+            self._silent_until = self.now() + _SILENCE
+            self.log.warn(  # noqa: G010 (the name Twisted gives it)
+                "there are {limit} connections, more are refused: the limit of open files"
+                " allows no more",
+                limit=limit,
+            )
 
     def show(self, identity: RelayIdentity, context: SSL.Context) -> None:
         """Shows new connections another certificate."""

@@ -31,6 +31,7 @@ from smpd.delays import delivery_delay
 from smpd.ini import ConfigurationError
 from smpd.listener import Entrance, Listener, transport_limits
 from smpd.onion import onion_host, onion_services
+from smpd.open_files import most_connections
 from smpd.own_tor import own_tor
 from smpd.proxy import Proxy
 from smpd.proxying import exposure, make_proxy
@@ -300,6 +301,7 @@ def session_limits(settings: Settings) -> SessionLimits:
         send_queue=settings.delivery.send_queue,
         versions=VersionRange(protocol.minimum_version, protocol.maximum_version),
         most_by_unix=settings.tor.most_connections,
+        most=most_connections(),
     )
 
 

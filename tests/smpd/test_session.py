@@ -8,6 +8,7 @@ import pytest
 from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from smpd.session import SessionLimits
@@ -387,6 +388,27 @@ def test_so_many_come_through_unix_sockets(sessions: Sessions, address: UNIXAddr
 def test_without_a_limit_any_number_comes_through_unix_sockets(sessions: Sessions) -> None:
     assert all(sessions.buildReceiver(UNIXAddress(None)) for _ in range(100))
     assert len(sessions.by_unix) == 100
+
+
+def test_there_are_so_many_connections_at_most(sessions: Sessions, clock: Clock) -> None:
+    """Those in their handshake are counted; one that ends makes room."""
+    sessions.limits = SessionLimits(most=2)
+    client, silent = Client(sessions), sessions.buildReceiver(UNIXAddress(None))
+    assert silent is not None
+    with capturedLogs() as events:
+        for _ in range(100):
+            assert sessions.buildReceiver(ADDRESS) is None
+            assert sessions.buildReceiver(UNIXAddress(None)) is None
+        clock.advance(60)
+        assert sessions.buildReceiver(ADDRESS) is None
+    # A flood is no flood in the log.
+    assert len(events) == 2
+    assert "there are 2 connections, more are refused" in (formatEvent(events[0]) or "")
+    silent.connectionLost(Failure(ConnectionDone()))
+    assert sessions.buildReceiver(ADDRESS) is not None
+    assert sessions.buildReceiver(ADDRESS) is None
+    client.leave()
+    assert sessions.buildReceiver(ADDRESS) is not None
 
 
 def test_those_that_do_not_close_are_cut_off(sessions: Sessions, clock: Clock) -> None:
