@@ -119,6 +119,7 @@ class Session:
         "_agreed",
         "_factory",
         "_handshake",
+        "_identity",
         "_incoming",
         "_outgoing",
         "_refused",
@@ -132,6 +133,8 @@ class Session:
 
     def __init__(self, factory: SessionFactory) -> None:
         self._factory = factory
+        # That of the context that TLS has: it may be another one when TLS is set up.
+        self._identity: RelayIdentity | None = factory.identity
         self._transport: BlockTransport | None = None
         self._handshake: RelayHandshake | None = None
         self._agreed: RelaySession | None = None
@@ -167,11 +170,13 @@ class Session:
             except CertificateError:
                 transport.abortConnection()
                 return
+        identity, self._identity = self._identity, None
+        assert identity is not None
         session_key = PrivateKey.generate(Algorithm.X25519, factory.random)
         self._session_key = session_key
         limits = factory.limits
         self._handshake = RelayHandshake(
-            factory.identity,
+            identity,
             limits.versions,
             transport.session_id,
             session_key,
@@ -436,7 +441,7 @@ class SessionFactory:
             )
 
     def show(self, identity: RelayIdentity, context: SSL.Context) -> None:
-        """Shows new connections another certificate."""
+        """Shows connections that are accepted from now on another certificate."""
         self.context = context
         self.identity = identity
 

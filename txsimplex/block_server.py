@@ -99,6 +99,8 @@ class BlockServer(tcp.Server):
     alpn: bytes | None = None
     peer_chain: tuple[bytes, ...] = ()
 
+    # What TLS will begin with, or None once it has begun.
+    _context: SSL.Context | None = None
     _tls: Any = None
     # The same while a block can be written at once, otherwise None.
     _ready: Any = None
@@ -130,6 +132,8 @@ class BlockServer(tcp.Server):
         self.server = server
         self.client = client
         self.connected = 1
+        # That of now, as the receiver is: a certificate may be replaced before TLS begins.
+        self._context = server.receivers.context
         if len(client) == 4:
             self._addressType = address.IPv6Address
         reactor.addReader(self)
@@ -268,7 +272,7 @@ class BlockServer(tcp.Server):
         tls = self._tls
         if tls is None:
             # Not when the connection is accepted: one that says nothing costs nothing.
-            context = self.server.receivers.context
+            context, self._context = self._context, None
             tls = self._tls = self.tls_class(context, self.socket, True)
         try:
             if not tls.handshake():

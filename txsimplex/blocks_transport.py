@@ -110,7 +110,11 @@ class BlockReceiverFactory(Protocol):
 
     @property
     def context(self) -> SSL.Context:
-        """The TLS context for the next connection. Replacing it reloads certificates."""
+        """The TLS context for the next connection. Replacing it reloads certificates.
+
+        It is taken when a connection is accepted, right after its receiver was made: what both show
+        belongs together, whenever TLS begins.
+        """
 
     def buildReceiver(self, address: IAddress) -> BlockReceiver | None:
         """Make the receiver of a connection that has just been accepted, or None to refuse it."""

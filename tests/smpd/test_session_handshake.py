@@ -19,6 +19,7 @@ from tests.smpd.wires import (
     TODAY,
     Client,
     Sessions,
+    Wire,
     new_identity,
     new_service,
     new_sessions,
@@ -189,6 +190,18 @@ def test_a_new_certificate_is_shown_to_the_next_client(sessions: Sessions) -> No
 
 
 # -- time limit
+
+
+def test_a_certificate_replaced_before_the_hello_is_not_shown(sessions: Sessions) -> None:
+    """TLS may have begun with the former one, and a client wants the same in the hello."""
+    former = sessions.identity
+    session, wire = sessions.buildReceiver(ADDRESS), Wire(b"smp/1", ())
+    assert session is not None
+    sessions.show(new_identity(), sessions.context)
+    session.secured(wire)
+    hello = ServerHello.decode(PLAIN.open(wire.blocks[0]))
+    assert hello.key is not None
+    assert list(hello.key.chain) == list(former.chain)
 
 
 def test_a_client_that_says_nothing_is_cut_off(sessions: Sessions, clock: Clock) -> None:

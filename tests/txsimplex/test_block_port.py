@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import socket
+import ssl
 import subprocess
 import termios
 from collections.abc import Callable, Iterator, Sequence
@@ -222,6 +223,28 @@ async def test_a_new_context_serves_those_who_come_later(listen: Listen) -> None
     await until(lambda: [each.blocks for each in receivers.made] == [[block(1)], [block(2)]])
     await close(first, receivers.made[0])
     await close(second, receivers.made[1])
+
+
+@in_reactor
+async def test_who_was_accepted_before_has_the_context_of_then(listen: Listen) -> None:
+    """It belongs to the receiver, which was made at the same time."""
+    receivers = Receivers()
+    port = listen(receivers)
+    client = socket.create_connection(("127.0.0.1", port.getHost().port))
+    await until(lambda: len(receivers.made) == 1)
+    receivers.context = context_of_server(credentials(seed=b"renewed"))
+    shown = await deferToThread(leaf_of, client)
+    assert shown == credentials().chain[0]
+
+
+def leaf_of(client: socket.socket) -> bytes:
+    """The certificate that a server shows in TLS on a connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["smp/1"])
+    with context.wrap_socket(client) as connection:
+        return connection.getpeercert(binary_form=True) or b""
 
 
 @in_reactor
