@@ -275,7 +275,7 @@ class Edge:
             start.send_queue,
             versions,
             start.most_by_unix,
-            most_connections(),
+            most_connections(proxy=False),
         )
         self.sessions = SessionFactory(self, identity, context, limits, self._reactor, self._random)
         transport_limits = TransportLimits(

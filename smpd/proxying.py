@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
-from typing import Any, Final
+from typing import Any
 
 from smpd.config import Settings
 from smpd.counters import Counters
 from smpd.destinations import Destinations
 from smpd.endpoints import OWN_TOR
+from smpd.open_files import most_relays
 from smpd.proxy import Proxy, ProxyRules
 from smpd.proxy_settings import ProxySettings, SocksPlace
 from smpd.reach import Reach
@@ -20,17 +20,6 @@ from txsimplex.client.network import Network, Socks, for_each_relay, socks_at, s
 from txsimplex.client.pool import RelayPool
 from txsimplex.client.session import SMP_ALPN, Session, open_session
 from txsimplex.tls import client_context
-
-_MOST_RELAYS: Final = 10_000
-
-
-def most_relays() -> int:
-    """How many relays may be connected: a quarter of the process's file descriptors at most.
-
-    The others are for clients and the store, which fail without.
-    """
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_RELAYS if files == resource.RLIM_INFINITY else min(_MOST_RELAYS, files // 4)
 
 
 def make_proxy(

@@ -301,7 +301,7 @@ def session_limits(settings: Settings) -> SessionLimits:
         send_queue=settings.delivery.send_queue,
         versions=VersionRange(protocol.minimum_version, protocol.maximum_version),
         most_by_unix=settings.tor.most_connections,
-        most=most_connections(),
+        most=most_connections(proxy=settings.proxy.enabled),
     )
 
 
