@@ -36,6 +36,7 @@ from tests.conformance.clients import (
 from tests.conformance.operated import OperatedRelay
 from tests.conformance.relays import Credentials, RelayProcess
 from tests.smpd.stores.test_postgres_failures import before, pid_of, terminate
+from tests.stalls import Stalls
 from txsimplex.client.errors import RelayError
 from txsimplex.client.smp import SMPClient
 from txsimplex.smp.messages import Msg
@@ -139,8 +140,9 @@ async def test_a_server_that_comes_back(
     await deferToThread(server.kill if how == "kill" else server.stop)
     answers = await gatherResults(under_way)
     start = time.monotonic()
-    refused_with = await answer(sender, queue, b"meanwhile")
-    assert PATIENCE - 0.5 < time.monotonic() - start < PATIENCE + 20.0
+    with Stalls() as stalls:
+        refused_with = await answer(sender, queue, b"meanwhile")
+    assert PATIENCE - 0.5 < time.monotonic() - start < PATIENCE + 3.0 + stalls.longest
     assert refused_with.startswith("STORE the database"), refused_with
     await sender.ping()
     await deferToThread(server.start)
@@ -176,19 +178,18 @@ async def test_a_server_that_stops_answering(
         pings = []
         asked = [Deferred.fromCoroutine(answer(sender, queue)) for _ in range(20)]
         start = time.monotonic()
-        while time.monotonic() - start < PATIENCE + 2.0:
-            before = time.monotonic()
-            await other.ping()
-            pings.append(time.monotonic() - before)
-            await pause(0.02)
-        answers = await gatherResults(asked)
+        with Stalls() as stalls:
+            while time.monotonic() - start < PATIENCE + 2.0:
+                before = time.monotonic()
+                await other.ping()
+                pings.append(time.monotonic() - before)
+                await pause(0.02)
+            answers = await gatherResults(asked)
         ticking.stop()
         assert all(each.startswith("STORE the database") for each in answers), answers
         gaps = sorted(b - a for a, b in pairwise(turns))
-        # Other processes of the machine may take some; who waits for the database waits for as
-        # long as that lets him.
-        assert gaps[-1] < PATIENCE
-        assert median(gaps) < 0.1
+        assert gaps[len(gaps) * 99 // 100] < 0.1
+        assert gaps[-1] < 0.5 + stalls.longest
         assert median(pings) < 0.1
         await deferToThread(server.go_on)
         await until_ok(sender, queue, b"after")
@@ -226,19 +227,23 @@ async def test_a_relay_that_is_stopped_in_a_transaction(
     ]
     other = await relay.connect()
     times = []
-    while time.monotonic() - start < PATIENCE + 1.0:
-        before = time.monotonic()
-        assert await answer(other, free) == "OK"
-        times.append(time.monotonic() - before)
-        # Less than what a queue holds, however fast it goes.
-        await pause(0.05)
-    answers = await gatherResults(asked)
+    with Stalls() as stalls:
+        while time.monotonic() - start < PATIENCE + 1.0:
+            before = time.monotonic()
+            assert await answer(other, free) == "OK"
+            times.append(time.monotonic() - before)
+            # Less than what a queue holds, however fast it goes.
+            await pause(0.05)
+        answers = await gatherResults(asked)
     assert set(answers) == {"STORE the database does not answer in time"}
     assert median(times) < 0.25
+    assert max(times) < PATIENCE + stalls.longest
     assert TROUBLE not in process.log
     # The database's own limit is 10 seconds.
-    took = await until_ok(senders[0], locked[0], b"after")
-    assert time.monotonic() - start < 10 + PATIENCE + 20, took
+    with Stalls() as later:
+        took = await until_ok(senders[0], locked[0], b"after")
+    limit = 10 + PATIENCE + 2 + stalls.longest + later.longest
+    assert time.monotonic() - start < limit, took
     for sender, queue in zip(senders[1:], locked[1:], strict=True):
         assert await answer(sender, queue, b"after") == "OK"
     for _ in locked:

@@ -40,6 +40,7 @@ from tests.conformance.clients import (
 )
 from tests.conformance.relays import RelayProcess
 from tests.e2e.streams import Stream, client_hello, open_stream, read_again, stop_reading, talk
+from tests.stalls import Stalls
 from txsimplex.blocks_transport import BLOCK_SIZE
 from txsimplex.boxes import PlainBlocks
 from txsimplex.client.blocks import BlockConnection
@@ -563,7 +564,7 @@ async def test_ten_thousand_connections_opened_and_dropped(relays: GetRelay) -> 
 @pytest.mark.slow
 @ensureDeferred
 async def test_responsive_while_500_clients_handshake(relays: GetRelay) -> None:
-    """PING under 50 ms is measured by bench; here it takes little of what the crowd takes."""
+    """PING under 50 ms is measured by bench; a busy machine is given more here."""
     witness = await watch(relays)
     crowd = getProcessOutputAndValue(
         sys.executable,
@@ -571,17 +572,16 @@ async def test_responsive_while_500_clients_handshake(relays: GetRelay) -> None:
         env=os.environ,
         path=str(ROOT),
     )
-    delays, began = [], time.monotonic()
-    while not crowd.called:
-        started = time.monotonic()
-        await witness.client.ping()
-        delays.append(time.monotonic() - started)
-        await pause(0.005)
-    took = time.monotonic() - began
+    delays = []
+    with Stalls() as stalls:
+        while not crowd.called:
+            started = time.monotonic()
+            await witness.client.ping()
+            delays.append(time.monotonic() - started)
+            await pause(0.005)
     output, errors, status = await crowd
     assert (status, errors) == (0, b"")
     assert output == b"500\n"
     delays.sort()
-    # Who waits for the crowd waits for most of that time; a slow machine is so for both.
-    assert delays[len(delays) * 95 // 100] < max(0.25, took / 10)
+    assert delays[len(delays) * 99 // 100] < 0.25 + stalls.longest
     await witness.is_served()

@@ -65,8 +65,8 @@ class RelayLink:
     """A session with a relay in which commands are forwarded.
 
     `most` is how many of them may be without an answer; more wait here, as all do while the
-    relay takes no more. `lost` is called
-    when the connection has ended. `used_at` is when it was used, in seconds of the clock.
+    relay takes no more. `lost` is called when the connection has ended. `used_at` is when it was
+    used, in seconds of the clock.
     """
 
     def __init__(
