@@ -245,6 +245,9 @@ class Admission:
             self._wait_again(batch)
             self._leave(batch)
             return
+        if not self._busy_numbers.isdisjoint(found.states):
+            self._keep_for_others(batch, found)
+            return
         before = self._steps.noted
         try:
             numbers = self._steps.begin(query, found)
@@ -288,6 +291,19 @@ class Admission:
         batch.spoiled = _FAULTY
         requests, batch.requests = batch.requests, []
         self._do_without(requests, _FAULTY)
+        self._leave(batch)
+
+    def _keep_for_others(self, batch: Batch, found: Found) -> None:
+        """Lets a batch wait for others that have its queues.
+
+        They have lost their locks with their connections, and may have to be made again. What
+        is in memory of these queues is theirs until then: their versions may be another relay's.
+        """
+        for request in batch.requests:
+            numbers = (found.numbers.get(key) for key in request.keys)
+            request.attempts += any(number in self._busy_numbers for number in numbers)
+        self._not_before = self._seconds() + _CONTENDED
+        self._wait_again(batch)
         self._leave(batch)
 
     def _wait_again(self, batch: Batch) -> None:

@@ -148,7 +148,7 @@ class SharedQueues(MemoryStore):
             if queue is None:
                 continue
             messages = shared(queue)
-            if messages.version != state.version:
+            if number in found.rows or messages.version != state.version:
                 self._forget_bodies(queue)
                 messages.take(state)
             self._locked.add(number)

@@ -35,7 +35,7 @@ from tests.conformance.clients import (
 )
 from tests.conformance.operated import OperatedRelay
 from tests.conformance.relays import Credentials, RelayProcess
-from tests.smpd.stores.test_postgres_failures import before, pid_of, terminate
+from tests.smpd.stores.postgres_sites import before, pid_of, terminate
 from tests.stalls import Stalls
 from txsimplex.client.errors import RelayError
 from txsimplex.client.smp import SMPClient

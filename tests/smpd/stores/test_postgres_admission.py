@@ -23,7 +23,7 @@ from smpd.stores.interface import Wanted, What
 from smpd.stores.postgres_admission import Admission
 from smpd.stores.postgres_batches import LaneThread, Request
 from smpd.stores.postgres_lane import ConflictError
-from smpd.stores.postgres_rows import Found, Key, Query, Rows
+from smpd.stores.postgres_rows import Found, Key, Query, Rows, State
 
 PATIENCE = 5.0
 INTERVAL = 0.008
@@ -90,6 +90,7 @@ class FakeLane:
                 found.busy.add(key)
             else:
                 found.numbers[key] = number
+                found.states[number] = State(number, 1, 0, True, 0, 0)
         return found
 
     def write(self, rows: Rows) -> None:
@@ -361,6 +362,12 @@ class Admitting(RuleBasedStateMachine):
             assert done == asked[: len(done)]
 
     @invariant()
+    def each_queue_in_one_batch(self) -> None:
+        """Also when a lane has lost its locks and tries it again."""
+        numbers = [number for batch in self.setting.admission._batches for number in batch.numbers]
+        assert len(numbers) == len(set(numbers))
+
+    @invariant()
     def in_time(self) -> None:
         """Nothing has waited for longer than it may, checks every now and then included."""
         now = self.setting.clock.seconds()
@@ -448,6 +455,27 @@ def test_two_batches_never_have_the_same_queue() -> None:
     assert setting.names == ["sent"]
     setting.settle()
     assert sorted(map(str, setting.names)) == ["by another", "by the same", "sent"]
+
+
+def test_who_has_lost_its_locks_keeps_its_queues() -> None:
+    """Until it is known what has become of them, though the database would give them to others."""
+    setting = Setting(2)
+    setting.store.in_memory = False
+    setting.ask("sent", object(), 1, change=True)
+    setting.turn(0.01)
+    lane = [bool(worker.jobs) for worker in setting.workers].index(True)
+    setting.lanes[lane].fails = deque([None, LOST])
+    setting.run(lane)
+    setting.run(lane)
+    assert not setting.locks.owners
+    setting.ask("by another id", object(), 1, what=What.RECIPIENT, change=True)
+    setting.settle(RETRY - 0.05)
+    assert setting.names == ["sent"]
+    assert setting.lanes[lane].done == ["load", "write"]
+    assert setting.lanes[1 - lane].done[:4] == ["load", "leave"] * 2
+    setting.settle()
+    assert setting.names == ["sent", "by another id"]
+    assert setting.lanes[lane].done[2] == "again"
 
 
 def test_what_is_late_is_done_in_the_order_of_its_line() -> None:

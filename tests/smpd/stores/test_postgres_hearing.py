@@ -29,8 +29,8 @@ from tests.smpd.people import (
     random,
 )
 from tests.smpd.stores.disk_stores import Loop
+from tests.smpd.stores.postgres_sites import before
 from tests.smpd.stores.postgres_stores import PostgresStores
-from tests.smpd.stores.test_postgres_failures import before
 from txsimplex.smp import commands as c, messages as m
 from txsimplex.smp.errors import NO_MSG, Error
 from txsimplex.smp.transmissions import frame

@@ -1,0 +1,251 @@
+"""The PostgreSQL store when locks are lost with their connection, and others come between.
+
+A version says what a relay knows of a queue. The same one may be given twice then: by a transaction
+that was not committed and has to be made again, and by that of another relay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from smpd.queues import Queue
+from smpd.stores.interface import Wanted, What
+from tests.smpd.stores.postgres_proxy import Lose, Proxy
+from tests.smpd.stores.postgres_sites import QUOTA, Site, messages_of, pid_of, terminate
+from tests.smpd.stores.postgres_stores import PostgresStores
+from tests.smpd.stores.records import message
+
+stores = PostgresStores()
+
+
+@pytest.fixture(autouse=True)
+def _closed(postgres_server: object) -> Iterator[None]:
+    yield
+    stores.close_all()
+
+
+class Held:
+    """A thread of a store whose jobs are done when a test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[Callable[[], None]] = deque()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """See `Worker`."""
+        self.jobs.append(job)
+
+    def stop(self, seconds: float) -> bool:
+        """See `Worker`."""
+        while self.jobs:
+            self.jobs.popleft()()
+        return True
+
+
+class HeldSite(Site):
+    """One whose lanes go on when they are told to."""
+
+    def __init__(self, database: str, **options: Any) -> None:
+        super().__init__(stores, database, worker=Held, commit_interval=0.0, **options)
+        self.threads = [cast(Held, each.worker) for each in self.store._admission._lanes]
+        self.go_on()
+        assert not any(each.jobs for each in self.threads)
+
+    def job(self) -> None:
+        """Does the only job that there is, and takes its result."""
+        (thread,) = [each for each in self.threads if each.jobs]
+        thread.jobs.popleft()()
+        self.loop.turn()
+
+    def go_on(self) -> None:
+        """Does all that there is to do."""
+        for _ in range(100):
+            self.step()
+
+    def step(self) -> None:
+        """Each lane does the next thing, and a moment passes."""
+        for thread in self.threads:
+            if thread.jobs:
+                thread.jobs.popleft()()
+        self.loop.turn(0.02)
+
+    def write(self, queue: Queue) -> None:
+        """Has a message written to a queue that is found by its other id."""
+
+        def work() -> None:
+            found = self.store.by_recipient(queue.recipient_id)
+            assert found is not None
+            self.store.write(found, message(), QUOTA)
+
+        self.ask([Wanted(What.RECIPIENT, queue.recipient_id)], work, object())
+
+
+def test_a_queue_that_is_not_in_memory_is_asked_for_by_two_ids() -> None:
+    """The first transaction has lost its lock when the second one gets it, after another relay."""
+    database = stores.emptied()
+    other = Site(stores, database)
+    queue = other.add()
+    site = HeldSite(database, connections=2)
+    site.send(queue)
+    site.loop.turn()
+    first = next(each for each in site.threads if each.jobs)
+    lane = next(
+        each.lane for each in site.store._admission._lanes if cast(object, each.worker) is first
+    )
+    first.jobs.popleft()()
+    site.write(queue)
+    # Both are under way now, and neither knows of the other.
+    site.loop.turn(0.01)
+    (second,) = [each for each in site.threads if each.jobs and each is not first]
+    terminate(database, pid_of(lane))
+    site.loop.turn()
+    other.suspend(queue)
+    assert other.answer() == "OK"
+    second.jobs.popleft()()
+    site.loop.turn()
+    site.go_on()
+    assert site.answers == ["STORE another relay was faster", "OK"]
+    assert messages_of(database, queue) == (1, 1)
+
+
+def test_a_queue_that_was_dropped_from_memory_while_it_was_written() -> None:
+    """A transaction that is found to be committed ends while another one has the same queue."""
+    database = stores.emptied()
+    with Proxy(database) as proxy:
+        other = Site(stores, database)
+        queue, unrelated = other.add(), other.add()
+        site = HeldSite(proxy.dsn, connections=3, cached_queues=1)
+        site.send(queue)
+        site.loop.turn()
+        site.job()
+        proxy.lose = Lose.ANSWER
+        site.job()
+        assert proxy.lost == 1
+        # Too many queues are in memory.
+        site.count(unrelated)
+        site.loop.turn(0.01)
+        site.job()
+        site.job()
+        assert site.answers == ["waits", "0"]
+        site.write(queue)
+        proxy.lose = Lose.REQUEST
+        # The first one is found to be committed. The second one would wait to be made again.
+        while site.answers[0] == "waits":
+            site.step()
+        assert site.answers == ["OK", "0", "waits"]
+        other.acknowledge(queue)
+        assert other.answer() == "OK"
+        proxy.lose = None
+        site.send(queue)
+        site.go_on()
+        # One of three was removed.
+        assert messages_of(database, queue) == (2, 2)
+        assert site.answers == ["OK", "0", "OK", "OK"]
+        stores.close_all()
+
+
+class Ledger:
+    """What was answered about messages of some queues, by sites that send and acknowledge."""
+
+    def __init__(self, queues: Sequence[Queue]) -> None:
+        self.queues = queues
+        self.sent: list[tuple[Site, int, Queue, bytes]] = []
+        self.removed: list[tuple[Site, int, Queue, bytes]] = []
+
+    def send(self, site: Site, queue: Queue) -> None:
+        """A message."""
+        one = message()
+
+        def work() -> None:
+            found = site.store.by_sender(queue.sender_id)
+            assert found is not None
+            assert site.store.write(found, one, 1000).accepted
+
+        self.sent.append((site, len(site.answers), queue, one.msg_id))
+        site.ask([Wanted(What.SENDER, queue.sender_id)], work, object())
+
+    def acknowledge(self, site: Site, queue: Queue) -> None:
+        """Of the first one."""
+        place = len(site.answers)
+
+        def work() -> None:
+            found = site.store.by_recipient(queue.recipient_id)
+            assert found is not None
+            first = site.store.head(found)
+            if first is not None:
+                assert site.store.remove(found, first.msg_id) == first
+                self.removed.append((site, place, queue, first.msg_id))
+
+        site.ask([Wanted(What.RECIPIENT, queue.recipient_id, 2)], work, object())
+
+    def check(self, database: str) -> None:
+        """What was answered with OK is so, and each queue has what it says."""
+        with psycopg.connect(database) as connection:
+            rows = connection.execute(
+                "SELECT recipient_id, messages, array_remove(array_agg(msg_id ORDER BY"
+                " message.number), NULL) FROM smpd.queue JOIN smpd.queue_state USING (number)"
+                " LEFT JOIN smpd.message ON message.queue = queue.number"
+                " GROUP BY recipient_id, messages"
+            ).fetchall()
+        there = {row[0]: row[2] for row in rows}
+        assert [row[1] for row in rows] == [len(row[2]) for row in rows]
+        for queue in self.queues:
+            left = there[queue.recipient_id]
+            assert len(set(left)) == len(left)
+            mine = [each for each in self.removed if each[2] is queue]
+            surely = [each[3] for each in mine if each[0].answers[each[1]] == "OK"]
+            assert len(set(surely)) == len(surely)
+            assert not set(surely) & set(left)
+            perhaps = {each[3] for each in mine}
+            for site, place, of, msg_id in self.sent:
+                if of is queue and site.answers[place] == "OK":
+                    assert msg_id in left or msg_id in perhaps
+
+
+@pytest.mark.slow
+def test_connections_that_are_lost_at_any_time() -> None:
+    """Of two relays that send to the same queues, and acknowledge; with little in memory."""
+
+    def answered() -> int:
+        return sum(site.answers.count("OK") for site in sites)
+
+    database = stores.emptied()
+    with Proxy(database) as proxy:
+        sites = [
+            Site(stores, proxy.dsn, connections=3, cached_queues=cached, answer_timeout=2.0)
+            for cached in (1, 20_000)
+        ]
+        ledger = Ledger([sites[0].add() for _ in range(5)])
+        chance = Random(1)
+        start = time.monotonic()
+        # On a slow machine longer, so that it is worth looking at.
+        while (past := time.monotonic() - start) < 8.0 or (past < 60.0 and answered() < 400):
+            for site in sites:
+                for _ in range(chance.randrange(4)):
+                    queue = chance.choice(ledger.queues)
+                    if chance.random() < 0.6:
+                        ledger.send(site, queue)
+                    else:
+                        ledger.acknowledge(site, queue)
+                site.wait(lambda: True)
+                site.loop.turn(0.002)
+            time.sleep(0.002)
+            happens = chance.random()
+            if happens < 0.01:
+                proxy.cut()
+            elif happens < 0.02:
+                proxy.lose = chance.choice(list(Lose))
+        proxy.lose = None
+        while any("waits" in site.answers for site in sites):
+            for site in sites:
+                site.loop.turn(0.005)
+            time.sleep(0.005)
+        stores.close_all()
+    assert answered() > 300
+    ledger.check(database)
