@@ -18,7 +18,7 @@ import pytest
 from smpd.queues import Queue
 from smpd.stores.interface import Wanted, What
 from tests.smpd.stores.postgres_proxy import Lose, Proxy
-from tests.smpd.stores.postgres_sites import QUOTA, Site, messages_of, pid_of, terminate
+from tests.smpd.stores.postgres_sites import QUOTA, WAIT, Site, messages_of, pid_of, terminate
 from tests.smpd.stores.postgres_stores import PostgresStores
 from tests.smpd.stores.records import message
 
@@ -239,10 +239,12 @@ def test_connections_that_are_lost_at_any_time() -> None:
             happens = chance.random()
             if happens < 0.01:
                 proxy.cut()
-            elif happens < 0.02:
+            elif happens < 0.04:
                 proxy.lose = chance.choice(list(Lose))
         proxy.lose = None
+        deadline = time.monotonic() + WAIT
         while any("waits" in site.answers for site in sites):
+            assert time.monotonic() < deadline
             for site in sites:
                 site.loop.turn(0.005)
             time.sleep(0.005)
