@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, cast
 
-import psycopg
 import pytest
 
 from smpd.queues import Queue
 from smpd.stores.interface import Wanted, What
+from tests.smpd.stores.postgres_ledger import Ledger
 from tests.smpd.stores.postgres_proxy import Lose, Proxy
 from tests.smpd.stores.postgres_sites import QUOTA, WAIT, Site, messages_of, pid_of, terminate
 from tests.smpd.stores.postgres_stores import PostgresStores
@@ -150,96 +150,33 @@ def test_a_queue_that_was_dropped_from_memory_while_it_was_written() -> None:
         stores.close_all()
 
 
-class Ledger:
-    """What was answered about messages of some queues, by sites that send and acknowledge."""
-
-    def __init__(self, queues: Sequence[Queue]) -> None:
-        self.queues = queues
-        self.sent: list[tuple[Site, int, Queue, bytes]] = []
-        self.removed: list[tuple[Site, int, Queue, bytes]] = []
-
-    def send(self, site: Site, queue: Queue) -> None:
-        """A message."""
-        one = message()
-
-        def work() -> None:
-            found = site.store.by_sender(queue.sender_id)
-            assert found is not None
-            assert site.store.write(found, one, 1000).accepted
-
-        self.sent.append((site, len(site.answers), queue, one.msg_id))
-        site.ask([Wanted(What.SENDER, queue.sender_id)], work, object())
-
-    def acknowledge(self, site: Site, queue: Queue) -> None:
-        """Of the first one."""
-        place = len(site.answers)
-
-        def work() -> None:
-            found = site.store.by_recipient(queue.recipient_id)
-            assert found is not None
-            first = site.store.head(found)
-            if first is not None:
-                assert site.store.remove(found, first.msg_id) == first
-                self.removed.append((site, place, queue, first.msg_id))
-
-        site.ask([Wanted(What.RECIPIENT, queue.recipient_id, 2)], work, object())
-
-    def check(self, database: str) -> None:
-        """What was answered with OK is so, and each queue has what it says."""
-        with psycopg.connect(database) as connection:
-            rows = connection.execute(
-                "SELECT recipient_id, messages, array_remove(array_agg(msg_id ORDER BY"
-                " message.number), NULL) FROM smpd.queue JOIN smpd.queue_state USING (number)"
-                " LEFT JOIN smpd.message ON message.queue = queue.number"
-                " GROUP BY recipient_id, messages"
-            ).fetchall()
-        there = {row[0]: row[2] for row in rows}
-        assert [row[1] for row in rows] == [len(row[2]) for row in rows]
-        for queue in self.queues:
-            left = there[queue.recipient_id]
-            assert len(set(left)) == len(left)
-            mine = [each for each in self.removed if each[2] is queue]
-            surely = [each[3] for each in mine if each[0].answers[each[1]] == "OK"]
-            assert len(set(surely)) == len(surely)
-            assert not set(surely) & set(left)
-            perhaps = {each[3] for each in mine}
-            for site, place, of, msg_id in self.sent:
-                if of is queue and site.answers[place] == "OK":
-                    assert msg_id in left or msg_id in perhaps
-
-
 @pytest.mark.slow
-def test_connections_that_are_lost_at_any_time() -> None:
-    """Of two relays that send to the same queues, and acknowledge; with little in memory."""
-
-    def answered() -> int:
-        return sum(site.answers.count("OK") for site in sites)
-
+@pytest.mark.parametrize("expires", [False, True])
+def test_connections_that_are_lost_at_any_time(expires: bool) -> None:
+    """Of three relays that do everything to the same queues; two have little in memory."""
     database = stores.emptied()
+    chance = Random(1)
     with Proxy(database) as proxy:
         sites = [
             Site(stores, proxy.dsn, connections=3, cached_queues=cached, answer_timeout=2.0)
-            for cached in (1, 20_000)
+            for cached in (1, 3, 20_000)
         ]
-        ledger = Ledger([sites[0].add() for _ in range(5)])
-        chance = Random(1)
+        ledger = Ledger(chance, expires=expires)
+        for _ in range(6):
+            ledger.add(sites[0])
         start = time.monotonic()
         # On a slow machine longer, so that it is worth looking at.
-        while (past := time.monotonic() - start) < 8.0 or (past < 60.0 and answered() < 400):
+        while (past := time.monotonic() - start) < 6.0 or (past < 60.0 and ledger.succeeded < 500):
             for site in sites:
                 for _ in range(chance.randrange(4)):
-                    queue = chance.choice(ledger.queues)
-                    if chance.random() < 0.6:
-                        ledger.send(site, queue)
-                    else:
-                        ledger.acknowledge(site, queue)
+                    ledger.do_something(site)
                 site.wait(lambda: True)
-                site.loop.turn(0.002)
-            time.sleep(0.002)
+                site.loop.turn(0.004)
+            time.sleep(0.001)
             happens = chance.random()
             if happens < 0.01:
                 proxy.cut()
-            elif happens < 0.04:
+            elif happens < 0.05:
                 proxy.lose = chance.choice(list(Lose))
         proxy.lose = None
         deadline = time.monotonic() + WAIT
@@ -249,5 +186,7 @@ def test_connections_that_are_lost_at_any_time() -> None:
                 site.loop.turn(0.005)
             time.sleep(0.005)
         stores.close_all()
-    assert answered() > 300
+    assert ledger.succeeded >= 300
+    assert not ledger.faults
     ledger.check(database)
+    ledger.check_reading(Site(stores, database))
