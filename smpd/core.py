@@ -35,6 +35,8 @@ PING_INTERVAL: Final = 5.0
 """Seconds from one question to an edge whether it is alive to the next."""
 _MOST_SILENT: Final = 6
 """Intervals without a word, after which an edge is ended."""
+_WITHOUT_INTERRUPTS: Final = ("/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh")
+"""Ctrl-C goes to all processes, and Python would tell where it was before the edge ignores it."""
 _LATE: Final = 1.0
 """Seconds by which the core looks too late for an interval to count."""
 
@@ -115,11 +117,11 @@ class EdgeProcess:
         places = range(CHANNEL + 1, CHANNEL + 1 + len(self._listening))
         descriptors.update(zip(places, self._listening, strict=True))
         paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        arguments = (sys.executable, "-P", "-m", "smpd.edge")
+        arguments = (*_WITHOUT_INTERRUPTS, sys.executable, "-P", "-m", "smpd.edge")
         try:
             self._process = edges.reactor.spawnProcess(
                 _Watch(self._has_ended),
-                sys.executable,
+                arguments[0],
                 arguments,
                 env={**os.environ, "PYTHONPATH": paths},
                 childFDs=descriptors,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -335,6 +336,24 @@ async def test_all_stop_in_order(
     assert not any(map(lives, edges))
     assert "Server Shut Down" in process.log
     assert "edge process" not in process.log
+
+
+@ensureDeferred
+async def test_an_edge_that_starts_says_nothing_of_ctrl_c(
+    process: RelayProcess, relay: Relay
+) -> None:
+    """From its first moment on: Python would tell where in its imports it was."""
+    before = edges_of(process)
+    os.kill(before[0], signal.SIGKILL)
+    await until(lambda: len(set(edges_of(process)) - set(before)) == 1)
+    (edge,) = set(edges_of(process)) - set(before)
+    arguments = Path(f"/proc/{edge}/cmdline")
+    await until(lambda: arguments.read_text().startswith(sys.executable))
+    for _ in range(50):
+        os.kill(edge, signal.SIGINT)
+        await pause(0.01)
+    await on_each_edge(relay)
+    assert edge in edges_of(process)
 
 
 @ensureDeferred
