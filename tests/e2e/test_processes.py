@@ -279,6 +279,24 @@ async def test_an_edge_that_is_killed_under_load(process: RelayProcess, relay: R
     assert process.log.count("an edge process has ended") == 2
 
 
+@pytest.mark.slow
+@ensureDeferred
+async def test_an_edge_that_hangs_is_replaced(process: RelayProcess, relay: Relay) -> None:
+    """When it has said nothing for half a minute; those of the other edge notice nothing."""
+    client, other = await on_each_edge(relay)
+    hung = edge_of(process, client)
+    began = time.monotonic()
+    os.kill(hung, signal.SIGSTOP)
+    # Longer where the machine has so much to do that the core looks too late.
+    await until(lambda: not lives(hung), 150)
+    assert time.monotonic() - began > 25
+    await soon(client.lost())
+    await other.ping()
+    await on_each_edge(relay)
+    assert hung not in edges_of(process)
+    assert process.log.count("has not answered for 30 seconds: it is ended") == 1
+
+
 async def _until_accepted(loads: Sequence[Load], count: int) -> None:
     """Waits until each has so many messages more accepted."""
     wanted = [len(load.accepted) + count for load in loads]
