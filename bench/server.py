@@ -41,7 +41,7 @@ CONFIGURATION = "smpd.ini"
 """The name of a relay's configuration in its directory."""
 
 _READY = "SMP relay ready: "
-_START_TIME = 60.0
+_START_TIME = 15.0
 _READY_STEP = 0.02
 _COMPLAINT = re.compile(r"Traceback|#(?:error|critical)\]")
 _TWISTD = "import sys; from twisted.scripts.twistd import run; sys.exit(run())"

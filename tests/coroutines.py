@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TIME_LIMIT = 180.0
+TIME_LIMIT = 60.0
 """Seconds after which a test that still waits has failed."""
 
 

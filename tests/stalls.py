@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
 
 _TICK: Final = 0.005
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """What is in the block may take so long, and what the machine took beside."""
+    with Stalls() as stalls:
+        start = time.monotonic()
+        yield
+        took = time.monotonic() - start
+    assert took < seconds + stalls.longest, f"{took:.2f} s, stalled for {stalls.longest:.2f} s"
 
 
 class Stalls:

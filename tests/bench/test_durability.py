@@ -75,7 +75,7 @@ def check_figures(stores: list[str]) -> dict[str, Any]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,7 +24,7 @@ def command(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"bench.{name}", "--quick", "--json", *arguments]
 
 
-def run(name: str, *arguments: str, limit: float = 400.0) -> dict[str, Any]:
+def run(name: str, *arguments: str, limit: float = 120.0) -> dict[str, Any]:
     done = subprocess.run(
         command(name, *arguments),
         cwd=ROOT,
@@ -196,19 +196,19 @@ def check_that_nothing_is_left(
         for line in process.stderr:
             if begun in line:
                 break
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 5
         while len(started := descendants(process.pid)) < processes and time.monotonic() < deadline:
             # A server that was killed is started again.
             time.sleep(0.01)
         assert len(started) >= processes
         process.send_signal(by)
         try:
-            process.wait(60)
+            process.wait(15)
         except subprocess.TimeoutExpired:
             # It says where it is.
             process.send_signal(signal.SIGABRT)
             pytest.fail(f"it does not end:\n{process.stderr.read()}")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 5
     while any(map(alive, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, started))

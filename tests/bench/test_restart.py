@@ -76,7 +76,7 @@ def check_figures(store: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -45,7 +45,7 @@ _SMPCTL: Final = "import sys; from smpd.ctl import main; sys.exit(main())"
 _OPTIONS: Final = ("-n", "--pidfile=", "smpd")
 _READY: Final = "SMP relay ready"
 _START_TIME: Final = 30.0
-_END_TIME: Final = 60.0
+_END_TIME: Final = 15.0
 _ATTEMPTS: Final = 3
 _PR_SET_PDEATHSIG: Final = 1
 _SIGNS_OF_FAULTS: Final = ("Traceback", "Unhandled", "[critical]", "#critical", "#error")

@@ -24,6 +24,7 @@ from tests.conformance.clients import (
     refused,
 )
 from tests.conformance.relays import REFERENCE_TEST_SETTINGS
+from tests.stalls import at_most
 from txsimplex.client.errors import RelayError
 from txsimplex.client.raw import RawClient
 from txsimplex.client.smp import Request, SMPClient
@@ -101,7 +102,8 @@ async def test_115_end(relay: Relay) -> None:
     first, second = await relay.connect(), await relay.connect()
     queue = await make_queue(first)
     await second.subscribe(*queue.own)
-    assert await next_event(first) == Received(b"", queue.recipient_id, End())
+    with at_most(2 * END_INTERVAL):
+        assert await next_event(first) == Received(b"", queue.recipient_id, End())
     await no_event(second, 1.2 * END_INTERVAL)
 
 

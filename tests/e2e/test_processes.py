@@ -34,6 +34,7 @@ from tests.conformance.clients import (
     soon,
 )
 from tests.conformance.relays import Credentials, RelayProcess
+from tests.stalls import at_most
 from txsimplex.addresses import Host, RelayLocation
 from txsimplex.client.errors import ClientError
 from txsimplex.client.smp import SMPClient
@@ -267,7 +268,7 @@ async def test_an_edge_that_is_killed_under_load(process: RelayProcess, relay: R
     for _ in range(2):
         before = edges_of(process)
         os.kill(before[0], signal.SIGKILL)
-        await until(lambda before=before: _all_new(process, before), 30)  # type: ignore[misc]
+        await until(lambda before=before: _all_new(process, before))  # type: ignore[misc]
         await pause(1)
         await _until_accepted(loads, 10)
     for load in loads:
@@ -350,7 +351,8 @@ async def test_all_stop_in_order(
     os.kill(process.pid, number)
     for client in clients:
         await soon(client.lost())
-    await until(lambda: not process.running, 30)
+    with at_most(4):
+        await until(lambda: not process.running, 30)
     assert not any(map(lives, edges))
     assert "Server Shut Down" in process.log
     assert "edge process" not in process.log

@@ -16,17 +16,22 @@ from pytest_twisted import ensureDeferred
 from tests.conformance.clients import Connection, Relay, pause, soon
 from tests.conformance.relays import Credentials, RelayProcess
 from tests.e2e.streams import stop_reading
+from tests.stalls import at_most
 from txsimplex.client.raw import RawClient
 from txsimplex.keys import Algorithm
 from txsimplex.smp.transmissions import frame
 
+IN_ORDER = 5.0
+"""Seconds that connections have at a stop to take what is buffered for them."""
 
-async def ended(process: RelayProcess) -> None:
-    """Waits until the process has ended."""
-    began = time.monotonic()
-    while process.running:
-        assert time.monotonic() - began < 30, "it still runs"
-        await pause(0.02)
+
+async def ended(process: RelayProcess, seconds: float = 3.0) -> None:
+    """Waits until the process has ended, in so short a time."""
+    with at_most(seconds):
+        began = time.monotonic()
+        while process.running:
+            assert time.monotonic() - began < 30, "it still runs"
+            await pause(0.02)
 
 
 async def until_logged(process: RelayProcess, text: str) -> None:
@@ -79,7 +84,6 @@ async def test_a_second_signal_stops_it_at_once(
         await stalled(relay)
         os.kill(process.pid, signal.SIGTERM)
         await soon(until_logged(process, "Received SIGTERM"))
-        # Connections have 5 seconds to take what is buffered for them.
         await pause(0.5)
         assert process.running
         os.kill(process.pid, signal.SIGTERM)
@@ -100,7 +104,7 @@ async def test_sighup_does_not_end_a_stop(tmp_path: Path, connections: list[Conn
         await pause(0.5)
         assert process.running
         os.kill(process.pid, signal.SIGHUP)
-        await ended(process)
+        await ended(process, IN_ORDER + 3)
         assert not process.new_faults()
         assert "Server Shut Down" in process.log
         assert snapshot.exists()

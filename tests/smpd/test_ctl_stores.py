@@ -555,7 +555,7 @@ def test_as_a_process_that_is_interrupted(here: SqlitePlace, there: PostgresPlac
     said = os.read(master, 1000)
     assert b" of 100,000 queues" in said
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert out == b""
     said = b""

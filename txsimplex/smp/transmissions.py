@@ -21,9 +21,9 @@ from txsimplex.smp.messages import Message, check_entity, read_message
 from txsimplex.smp.versions import IMPLIED_SESSION, SERVICE_CERTIFICATES
 
 MAX_CONTENT: Final = 16365
+"""Bytes that the transmissions of a block and their lengths may take (§8)."""
 LARGEST_TRANSMISSION: Final = MAX_CONTENT - 2
 """Bytes of a transmission that fits into a block."""
-"""Bytes that the transmissions of a block and their lengths may take (§8)."""
 MAX_TRANSMISSIONS: Final = 255
 
 ED25519_SIGNATURE: Final = 64

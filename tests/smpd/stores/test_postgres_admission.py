@@ -24,6 +24,7 @@ from smpd.stores.postgres_admission import Admission
 from smpd.stores.postgres_batches import LaneThread, Request
 from smpd.stores.postgres_lane import ConflictError
 from smpd.stores.postgres_rows import Found, Key, Query, Rows, State
+from tests.smpd.stores.held_threads import Held
 
 PATIENCE = 5.0
 INTERVAL = 0.008
@@ -112,19 +113,6 @@ class FakeLane:
     def close(self) -> None:
         """Ends."""
         self.done.append("close")
-
-
-class Held:
-    """A thread whose jobs are done when a test says so."""
-
-    def __init__(self) -> None:
-        self.jobs: deque[Callable[[], None]] = deque()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self.jobs.append(job)
-
-    def stop(self, seconds: float) -> bool:
-        return True
 
 
 @dataclass

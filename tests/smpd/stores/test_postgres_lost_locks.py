@@ -7,8 +7,7 @@ that was not committed and has to be made again, and by that of another relay.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ import pytest
 
 from smpd.queues import Queue
 from smpd.stores.interface import Wanted, What
+from tests.smpd.stores.held_threads import Held
 from tests.smpd.stores.postgres_ledger import Ledger
 from tests.smpd.stores.postgres_proxy import Lose, Proxy
 from tests.smpd.stores.postgres_sites import QUOTA, WAIT, Site, messages_of, pid_of, terminate
@@ -29,23 +29,6 @@ stores = PostgresStores()
 def _closed(postgres_server: object) -> Iterator[None]:
     yield
     stores.close_all()
-
-
-class Held:
-    """A thread of a store whose jobs are done when a test says so."""
-
-    def __init__(self) -> None:
-        self.jobs: deque[Callable[[], None]] = deque()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """See `Worker`."""
-        self.jobs.append(job)
-
-    def stop(self, seconds: float) -> bool:
-        """See `Worker`."""
-        while self.jobs:
-            self.jobs.popleft()()
-        return True
 
 
 class HeldSite(Site):
