@@ -142,7 +142,10 @@ class Listener(Service):
                 share.append(port)
 
     def _refused(self, failure: Failure, description: str, refused: list[str]) -> None:
-        sentence = f"cannot listen on {description}: {failure.getErrorMessage()}"
+        error = failure.value
+        # Twisted's own sentence names the place again, in its own words.
+        why = error.socketError if isinstance(error, CannotListenError) else str(error)
+        sentence = f"cannot listen on {description}: {why}"
         if not self._started:
             refused.append(sentence)
             return

@@ -40,6 +40,14 @@ async def until_logged(process: RelayProcess, text: str) -> None:
         await pause(0.02)
 
 
+async def stopping(process: RelayProcess) -> None:
+    """Has the process stop in order, which takes a while."""
+    os.kill(process.pid, signal.SIGTERM)
+    await soon(until_logged(process, "Received SIGTERM"))
+    await pause(0.5)
+    assert process.running
+
+
 async def stalled(relay: Relay) -> RawClient:
     """A client that takes none of so many answers that a stop in order is not over soon."""
     client, other = await relay.raw(), await relay.connect()
@@ -82,10 +90,7 @@ async def test_a_second_signal_stops_it_at_once(
     with RelayProcess(tmp_path, Credentials.make(Algorithm.ED25519)) as process:
         relay = Relay(process, connections)
         await stalled(relay)
-        os.kill(process.pid, signal.SIGTERM)
-        await soon(until_logged(process, "Received SIGTERM"))
-        await pause(0.5)
-        assert process.running
+        await stopping(process)
         os.kill(process.pid, signal.SIGTERM)
         await ended(process)
         assert process.status == 128 + signal.SIGTERM
@@ -99,10 +104,7 @@ async def test_sighup_does_not_end_a_stop(tmp_path: Path, connections: list[Conn
     settings = {"store.kind": "memory", "store.snapshot": str(snapshot)}
     with RelayProcess(tmp_path, Credentials.make(Algorithm.ED25519), settings) as process:
         client = await stalled(Relay(process, connections))
-        os.kill(process.pid, signal.SIGTERM)
-        await soon(until_logged(process, "Received SIGTERM"))
-        await pause(0.5)
-        assert process.running
+        await stopping(process)
         os.kill(process.pid, signal.SIGHUP)
         await ended(process, IN_ORDER + 3)
         assert not process.new_faults()

@@ -130,12 +130,17 @@ def test_a_missing_certificate_ends_the_start_with_one_sentence(directory: Path)
     assert "Traceback" not in out
 
 
-def test_a_port_in_use_ends_the_start_with_one_sentence(directory: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_port_in_use_ends_the_start_with_one_sentence(directory: Path, kind: str) -> None:
+    path = directory / "smpd.sock"
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.socket(socket.AF_UNIX) as local:
+        local.bind(str(path))
+        local.listen()
         port = other.getsockname()[1]
-        status, out, err = ended(configure(directory, f"tcp:{port}:interface=127.0.0.1"))
+        listen = f"tcp:{port}:interface=127.0.0.1" if kind == "tcp" else f"unix:{path}"
+        status, out, err = ended(configure(directory, listen))
     assert status == 1
-    assert f"cannot listen on tcp:{port}:interface=127.0.0.1: " in out + err
+    assert f"cannot listen on {listen}: [Errno 98] Address already in use\n" in out + err
     assert "Traceback" not in out + err
 
 

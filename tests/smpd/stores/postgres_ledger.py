@@ -90,16 +90,14 @@ class Ledger:
         ((_, action),) = self._chance.choices(actions, weights)
         action(site, member)
 
-    def _ask(
-        self, asked: Asked, wanted: Sequence[Wanted], work: Callable[[Queue], object], by: What
-    ) -> None:
-        """Has something done to a queue that is found by one of its ids, if it is there."""
+    def _ask(self, asked: Asked, wanted: Sequence[Wanted], work: Callable[[Queue], object]) -> None:
+        """Has something done to a queue that is found as what is wanted first, if it is there."""
         store, entity_id = asked.site.store, wanted[0].entity_id
         find = {
             What.RECIPIENT: store.by_recipient,
             What.SENDER: store.by_sender,
             What.NOTIFIER: store.by_notifier,
-        }[by]
+        }[wanted[0].what]
 
         def guarded() -> None:
             try:
@@ -138,7 +136,7 @@ class Ledger:
                 sent.msg_id = one.msg_id
 
         self._sent.append(sent)
-        self._ask(sent, [Wanted(What.SENDER, member.queue.sender_id)], write, What.SENDER)
+        self._ask(sent, [Wanted(What.SENDER, member.queue.sender_id)], write)
 
     def _acknowledge(self, site: Site, member: Member) -> None:
         removed = Asked(site, member.queue)
@@ -151,13 +149,13 @@ class Ledger:
 
         self._removed.append(removed)
         wanted = [Wanted(What.RECIPIENT, member.queue.recipient_id, 2)]
-        self._ask(removed, wanted, remove, What.RECIPIENT)
+        self._ask(removed, wanted, remove)
 
     def _of_recipient(
         self, site: Site, member: Member, work: Callable[[Queue], object], *more: Wanted
     ) -> None:
         wanted = [Wanted(What.RECIPIENT, member.queue.recipient_id, 1), *more]
-        self._ask(Asked(site, member.queue), wanted, work, What.RECIPIENT)
+        self._ask(Asked(site, member.queue), wanted, work)
 
     def _claim(self, site: Site, member: Member) -> None:
         def claim(queue: Queue) -> None:
@@ -200,7 +198,7 @@ class Ledger:
     def _of_notifier(self, site: Site, member: Member, work: Callable[[Queue], object]) -> None:
         if member.notifier_id is not None:
             wanted = [Wanted(What.NOTIFIER, member.notifier_id)]
-            self._ask(Asked(site, member.queue), wanted, work, What.NOTIFIER)
+            self._ask(Asked(site, member.queue), wanted, work)
 
     def _notify(self, site: Site, member: Member) -> None:
         one, notifier_id = message(self._now), member.notifier_id
@@ -225,12 +223,7 @@ class Ledger:
     def _expire(self, site: Site, member: Member) -> None:
         before = self._now - _LASTING
         wanted = [Wanted(What.SENDER, member.queue.sender_id, 0, before)]
-        self._ask(
-            Asked(site, member.queue),
-            wanted,
-            lambda queue: site.store.expire(queue, before),
-            What.SENDER,
-        )
+        self._ask(Asked(site, member.queue), wanted, lambda queue: site.store.expire(queue, before))
 
     def _expire_all(self, site: Site, member: Member) -> None:
         for step in site.store.expire_all(self._now - _LASTING, 3):
@@ -241,7 +234,7 @@ class Ledger:
         self._members.remove(member)
         self._deleted.append(deleted)
         wanted = [Wanted(What.RECIPIENT, member.queue.recipient_id)]
-        self._ask(deleted, wanted, site.store.delete, What.RECIPIENT)
+        self._ask(deleted, wanted, site.store.delete)
         self.add(site)
 
     def check(self, database: str) -> None:
@@ -289,7 +282,7 @@ class Ledger:
 
             while not counts or counts[-1]:
                 wanted = [Wanted(What.RECIPIENT, member.queue.recipient_id, 2)]
-                self._ask(Asked(site, member.queue), wanted, read, What.RECIPIENT)
+                self._ask(Asked(site, member.queue), wanted, read)
                 site.wait()
                 assert not self.faults
             assert counts == list(range(counts[0], -1, -1))
